@@ -1,1 +1,16 @@
+//! AWS behind one crate: the only place that links the AWS SDKs, one cargo feature per service.
+//!
+//! `session` makes the configuration that every service client shares (region, endpoints, credentials, timeouts,
+//! retries, an HTTP client on rustls with ring). Left out: anything that decides; callers do that.
 
+#[cfg(feature = "autoscaling")]
+pub mod autoscaling;
+#[cfg(feature = "ec2")]
+pub mod ec2;
+#[cfg(feature = "s3")]
+pub mod s3;
+pub mod session;
+#[cfg(feature = "sqs")]
+pub mod sqs;
+
+pub use session::{Endpoints, Session};
