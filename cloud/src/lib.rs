@@ -7,6 +7,10 @@
 pub mod autoscaling;
 #[cfg(feature = "ec2")]
 pub mod ec2;
+#[cfg(any(feature = "autoscaling", feature = "ec2"))]
+pub mod error;
+#[cfg(feature = "ec2")]
+pub mod provision;
 #[cfg(feature = "s3")]
 pub mod s3;
 pub mod session;
