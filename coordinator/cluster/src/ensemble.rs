@@ -1,0 +1,107 @@
+//! ZooKeeper's own member list: which one change follows from where the slots are, and what a member starts with.
+//!
+//! The rules are those of `roles.md` "ZooKeeper", after the project's dynamic-reconfiguration guide: one conditional `reconfig` at a time; a joiner is an
+//! observer until it is in sync; a replacement removes the old and adds the new in one command, never 3 to 4.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    command::Command,
+    health::serving,
+    ids::{RoleName, SlotId},
+    observe::{Observations, Phase},
+    state::{ClusterState, Lifecycle, Membership},
+};
+
+/// One `reconfig`, conditional on the version of the configuration it was decided on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reconfig {
+    pub slot: SlotId,
+    pub if_version: u64,
+    pub remove: Option<u32>,
+    /// Member id and address to add, or to list under a new address.
+    pub add: (u32, String),
+}
+
+/// How a member starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// Of the first configuration.
+    Founder,
+    /// A voter that comes back with its disk.
+    Member,
+    /// New to the ensemble: observes until it is in sync and `reconfig` makes it a voter.
+    Observer,
+}
+
+/// The next change of the member list, if one is due.
+pub fn next(state: &ClusterState, obs: &Observations, role: &RoleName) -> Option<Reconfig> {
+    let seen = obs.zookeeper.as_ref().filter(|_| serving(state, obs, role))?;
+    for (id, slot) in state.slots_of(role) {
+        let Some((_, node)) = state.holder(slot) else { continue };
+        if slot.releasing || node.lifecycle != Lifecycle::Ready {
+            continue;
+        }
+        match seen.voters.get(&slot.member_id) {
+            Some(address) if *address == node.address => {}
+            Some(_) => {
+                // Same disk, same id, new address: listed under it before it starts.
+                return Some(Reconfig { slot: id.clone(), if_version: seen.version, remove: None, add: (slot.member_id, node.address.clone()) });
+            }
+            None => {
+                let in_sync = obs.phase(id, slot.generation) == Phase::Healthy && obs.fact(id, slot.generation, "mode") == Some("observer");
+                if in_sync {
+                    let remove = slot.retired_member.filter(|old| seen.voters.contains_key(old));
+                    return Some(Reconfig { slot: id.clone(), if_version: seen.version, remove, add: (slot.member_id, node.address.clone()) });
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Retired members that the ensemble does not list any more.
+pub fn removed(state: &ClusterState, obs: &Observations) -> Vec<Command> {
+    let Some(seen) = &obs.zookeeper else { return Vec::new() };
+    let zookeeper = state.slots.iter().filter(|(id, _)| state.role(id).is_some_and(|role| role.membership == Membership::ZooKeeper));
+    let gone = zookeeper.filter_map(|(id, slot)| {
+        let old = slot.retired_member?;
+        let done = !seen.voters.contains_key(&old) && seen.voters.contains_key(&slot.member_id);
+        done.then(|| Command::MemberRemoved { slot: id.clone(), member_id: old })
+    });
+    gone.collect()
+}
+
+/// The founding, once every wanted member has a node and before any of them starts.
+pub fn founding(state: &ClusterState, role: &RoleName) -> Option<Command> {
+    if state.ensembles.get(role).is_some_and(|ensemble| !ensemble.founders.is_empty()) {
+        return None;
+    }
+    let members: BTreeMap<SlotId, u32> = state.slots_of(role).filter(|(_, slot)| slot.holder.is_some()).map(|(id, slot)| (id.clone(), slot.member_id)).collect();
+    let all = !members.is_empty() && members.len() == state.slots_of(role).count();
+    all.then(|| Command::EnsembleFounded { role: role.clone(), members })
+}
+
+/// How the holder of a slot starts it, and the list it starts with: member id, address, votes.
+pub fn start_list(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<(Join, Vec<(u32, String, bool)>)> {
+    let slot = state.slots.get(id)?;
+    let (_, node) = state.holder(slot)?;
+    let founders = &state.ensembles.get(&id.role)?.founders;
+    let seen = obs.zookeeper.as_ref();
+    let placed: BTreeMap<u32, String> =
+        state.slots_of(&id.role).filter_map(|(_, slot)| Some((slot.member_id, state.holder(slot)?.1.address.clone()))).collect();
+    let join = match seen {
+        _ if !slot.used && founders.contains(&slot.member_id) => Join::Founder,
+        Some(seen) if seen.voters.contains_key(&slot.member_id) => Join::Member,
+        // The list cannot be read (no quorum): a disk that was a voter's comes back as one.
+        None if slot.used => Join::Member,
+        _ => Join::Observer,
+    };
+    let mut list: BTreeMap<u32, (String, bool)> = match (join, seen) {
+        (Join::Founder, _) => founders.iter().filter_map(|member| Some((*member, (placed.get(member)?.clone(), true)))).collect(),
+        (_, Some(seen)) => seen.voters.iter().map(|(member, address)| (*member, (address.clone(), true))).collect(),
+        (_, None) => placed.into_iter().map(|(member, address)| (member, (address, true))).collect(),
+    };
+    list.insert(slot.member_id, (node.address.clone(), join != Join::Observer));
+    Some((join, list.into_iter().map(|(member, (address, votes))| (member, address, votes)).collect()))
+}

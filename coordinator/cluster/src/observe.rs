@@ -1,0 +1,106 @@
+//! What the leader has heard and seen: its memory, never replicated. All times are milliseconds on one monotonic clock of the leader.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Generation, NodeId, SlotId, VolumeId};
+
+/// What EC2 says of an instance. An error, a timeout or an unknown id is `Unknown`: never proof.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Instance {
+    #[default]
+    Unknown,
+    Pending,
+    Running,
+    ShuttingDown,
+    Terminated,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeSeen {
+    /// Last heartbeat of the live session; None: not yet heard by this leader.
+    pub heard_ms: Option<u64>,
+    /// Last acknowledgement sent.
+    pub acknowledged_ms: Option<u64>,
+    pub instance: Instance,
+}
+
+/// How a slot's process is doing, by its holder's last heartbeat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    #[default]
+    Unknown,
+    Waiting,
+    Starting,
+    Healthy,
+    Unhealthy,
+    Stopping,
+    Stopped,
+    Backoff,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotSeen {
+    pub generation: Generation,
+    pub phase: Phase,
+    /// What the probe captured, e.g. `mode` = `leader`.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// Where EC2 says a volume is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeSeen {
+    Available,
+    AttachedTo(NodeId),
+    /// EC2 answered that it does not exist (an error is not this).
+    Gone,
+}
+
+/// ZooKeeper's own member list, read from the ensemble.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EnsembleSeen {
+    /// Version of the configuration, as `reconfig -v` wants it.
+    pub version: u64,
+    /// Voting members: id to address.
+    pub voters: BTreeMap<u32, String>,
+}
+
+/// Kafka's own view, read from ZooKeeper.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KafkaSeen {
+    /// Live broker sessions: id to advertised address.
+    pub registered: BTreeMap<u32, String>,
+    /// Broker ids that are in some partition's in-sync replicas.
+    pub in_sync: BTreeSet<u32>,
+    /// Partitions with fewer in-sync replicas than replicas.
+    pub under_replicated: usize,
+    /// Partitions with no leader.
+    pub offline: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observations {
+    pub now_ms: u64,
+    /// Since when this coordinator leads. Nothing is judged silent from before that.
+    pub leading_since_ms: u64,
+    pub lease_ms: u64,
+    pub nodes: BTreeMap<NodeId, NodeSeen>,
+    pub slots: BTreeMap<SlotId, SlotSeen>,
+    pub volumes: BTreeMap<VolumeId, VolumeSeen>,
+    /// Since when a slot has had no eligible node in its volume's zone.
+    pub zone_empty_since_ms: BTreeMap<SlotId, u64>,
+    /// None: could not be read just now.
+    pub zookeeper: Option<EnsembleSeen>,
+    pub kafka: Option<KafkaSeen>,
+}
+
+impl Observations {
+    /// The phase of a slot at the generation asked for; reports of other generations count for nothing.
+    pub fn phase(&self, slot: &SlotId, generation: Generation) -> Phase {
+        self.slots.get(slot).filter(|seen| seen.generation == generation).map_or(Phase::Unknown, |seen| seen.phase)
+    }
+
+    pub fn fact(&self, slot: &SlotId, generation: Generation, name: &str) -> Option<&str> {
+        let seen = self.slots.get(slot).filter(|seen| seen.generation == generation)?;
+        seen.facts.get(name).map(String::as_str)
+    }
+}

@@ -1,0 +1,188 @@
+//! The replicated state: what is wanted, who is there, who holds what under which generation.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::{
+    command::Event,
+    ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
+};
+
+/// How many events the state keeps; older ones are dropped, first in first out.
+pub const EVENT_RING: usize = 512;
+
+/// What happens to a role whose holder falls silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Fencing {
+    /// Two copies do harm: killed at its lease's deadline, moved only under proof.
+    Exclusive,
+    /// Its own quorum protects it: not stopped by an expired lease, moved on `terminated` or the agent's word.
+    Quorum,
+    /// Moved on suspicion.
+    Disposable,
+}
+
+/// Whose re-homing rules apply beyond fencing (`docs/roles.md`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Membership {
+    #[default]
+    None,
+    ZooKeeper,
+    Kafka,
+}
+
+/// What is wanted of one role, and what its re-homing needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct RoleSpec {
+    /// Slots wanted; `min` and `max` bound it (voters of a quorum stay odd).
+    pub min: u32,
+    pub pref: u32,
+    pub max: u32,
+    pub fencing: Fencing,
+    /// Exclusive only: its sinks refuse lower generations, so that an expired lease is proof enough.
+    pub fenced_sinks: bool,
+    /// Each slot owns a volume, which binds it to a zone.
+    pub volume: bool,
+    pub membership: Membership,
+    /// Roles that must serve before this one is started.
+    pub after: Vec<RoleName>,
+    /// Placement spreads the slots over zones first.
+    pub spread_zones: bool,
+    /// Memory a slot needs on its node, MiB.
+    pub memory_mib: u32,
+}
+
+/// What is wanted of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Spec {
+    pub roles: BTreeMap<RoleName, RoleSpec>,
+    /// How long a slot waits for its volume's zone to have a node before its role's empty-disk path applies, ms.
+    pub volume_wait_ms: u64,
+}
+
+/// Where a node is in its life. A node that is gone is no longer in the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Lifecycle {
+    Ready,
+    /// Keeps what it holds until each slot's move is safe; gets nothing new.
+    Draining,
+    /// Silent for longer than its lease: the session is never acknowledged again and its instance is to be terminated.
+    Lost,
+    /// EC2 says `terminated`: proof that nothing of it runs.
+    Fenced,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Node {
+    pub address: String,
+    pub zone: Zone,
+    pub instance_type: String,
+    /// Memory of the machine, MiB.
+    pub memory_mib: u32,
+    pub cpu_millis: u32,
+    pub session: Session,
+    pub lifecycle: Lifecycle,
+    pub cordoned: bool,
+    pub agent_version: String,
+}
+
+/// Why the previous holder of a slot cannot act any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Proof {
+    /// The last grant's lease, with drift and margin, has run out.
+    LeaseExpired { node: NodeId },
+    /// EC2 says the instance is `terminated`.
+    InstanceTerminated { node: NodeId },
+    /// The agent said that the processes are gone, after persisting it.
+    AgentWord { node: NodeId },
+}
+
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::LeaseExpired { node } => write!(f, "the lease of {node} has expired"),
+            Self::InstanceTerminated { node } => write!(f, "EC2 says {node} is terminated"),
+            Self::AgentWord { node } => write!(f, "the agent on {node} said its processes are gone"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Volume {
+    pub id: VolumeId,
+    pub zone: Zone,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Slot {
+    pub holder: Option<NodeId>,
+    pub generation: Generation,
+    /// The holder was asked to stop and give it back.
+    pub releasing: bool,
+    /// Identity inside the role's own system (myid, broker.id); 0 before the first grant.
+    pub member_id: u32,
+    /// The identity this slot had before its disk was lost, until the role's own quorum has removed it.
+    pub retired_member: Option<u32>,
+    pub volume: Option<Volume>,
+    /// The disk has been written by a healthy run: it is never "initialized" again.
+    pub used: bool,
+    /// Proof under which the last holder was fenced.
+    pub proof: Option<Proof>,
+}
+
+/// An ensemble with a member list of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Ensemble {
+    /// Members of the first configuration: they alone may start as founders. "Is there an ensemble?" is answered here, never by who is reachable.
+    pub founders: BTreeSet<u32>,
+    /// Highest member id ever given.
+    pub last_member: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ClusterState {
+    /// The applied Raft index.
+    pub revision: Revision,
+    pub spec: Spec,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub slots: BTreeMap<SlotId, Slot>,
+    pub ensembles: BTreeMap<RoleName, Ensemble>,
+    pub events: VecDeque<Event>,
+}
+
+impl ClusterState {
+    /// The role of a slot; every slot has one (invariant).
+    pub fn role(&self, slot: &SlotId) -> Option<&RoleSpec> {
+        self.spec.roles.get(&slot.role)
+    }
+
+    /// Slots of one role, in index order.
+    pub fn slots_of<'a>(&'a self, role: &'a RoleName) -> impl Iterator<Item = (&'a SlotId, &'a Slot)> {
+        self.slots.iter().filter(move |(id, _)| id.role == *role)
+    }
+
+    /// Slots that a node holds.
+    pub fn held_by<'a>(&'a self, node: &'a NodeId) -> impl Iterator<Item = (&'a SlotId, &'a Slot)> {
+        self.slots.iter().filter(move |(_, slot)| slot.holder.as_ref() == Some(node))
+    }
+
+    /// The node that holds a slot.
+    pub fn holder(&self, slot: &Slot) -> Option<(&NodeId, &Node)> {
+        let id = slot.holder.as_ref()?;
+        self.nodes.get_key_value(id)
+    }
+}
