@@ -1,1 +1,24 @@
+//! The coordinator: Raft over a durable log, the cluster's state on top of it, and three conversations (agents, peers, operators).
+//!
+//! ```text
+//! agents ──> registry ─┐                        ┌─> desired sets ──> agents
+//! EC2 ─────> world ────┼─> control ─> propose ──┤
+//! ZooKeeper ─> world ──┘   (vp_cluster judges)  └─> effects: terminate, volumes, reconfig, brokers.json
+//! ```
 
+pub mod api;
+pub mod bootstrap;
+pub mod catalogue;
+pub mod cloud_watch;
+pub mod control;
+pub mod desired;
+pub mod identity;
+pub mod leader;
+pub mod machine;
+pub mod peers;
+pub mod raft;
+pub mod registry;
+pub mod settings;
+pub mod storage;
+pub mod world;
+pub mod zookeeper;

@@ -1,0 +1,239 @@
+//! The conversation with agents: a verified hello, then heartbeats in, acknowledgements and desired sets out.
+//!
+//! ```text
+//! Hello -> identity (document, EC2) -> RegisterNode -> Welcome
+//! Heartbeat -> registry -> ReadIndex -> Ack of the pairs the state still grants
+//! Released -> SlotReleased
+//! ```
+
+use std::{collections::BTreeMap, pin::Pin, str::FromStr, sync::Arc, time::Duration};
+
+use futures::Stream;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+use vp_cloud::ec2::Instance;
+use vp_cluster::{Command, Generation, NodeId, Session, SlotId, Zone, state::Lifecycle};
+use vp_proto::v1::{self, agent_message::Body, agents_server::Agents, coordinator_message};
+
+use super::not_leader;
+use crate::{
+    identity::{Claim, Refusal, Verifier},
+    leader::{CommandError, Leader},
+    registry::Seat,
+};
+
+/// A stream that has not said hello by then is closed.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// Answers waiting for one agent; an agent that does not read them is dropped.
+const OUTBOX: usize = 16;
+/// Slots one heartbeat may report: far above what a node can hold.
+const MOST_SLOTS: usize = 256;
+
+pub struct AgentsApi {
+    pub leader: Arc<Leader>,
+    pub verifier: Verifier,
+}
+
+type Outgoing = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Agents for AgentsApi {
+    type SessionStream = Outgoing;
+
+    async fn session(&self, request: Request<Streaming<v1::AgentMessage>>) -> Result<Response<Outgoing>, Status> {
+        if !self.leader.leads() {
+            return Err(not_leader(&self.leader));
+        }
+        let mut incoming = request.into_inner();
+        let hello = match timeout(HELLO_WITHIN, incoming.message()).await {
+            Ok(Ok(Some(v1::AgentMessage { body: Some(Body::Hello(hello)) }))) => hello,
+            Ok(Err(status)) => return Err(status),
+            Ok(Ok(_)) => return Err(Status::invalid_argument("the first message must be a hello")),
+            Err(_) => return Err(Status::deadline_exceeded("no hello within 5 s")),
+        };
+        let node = NodeId(hello.instance_id.clone());
+        let instance = self.admit(&hello).await?;
+        let session = self.register(&node, &hello, &instance).await?;
+        let Some(seat) = self.leader.registry.open(&node, session) else {
+            return Err(Status::permission_denied("this session has been declared lost: the instance will be replaced"));
+        };
+        let (outbox, answers) = mpsc::channel(OUTBOX);
+        let lease_ms = self.leader.settings.user_data.lease_ms;
+        let welcome = v1::Welcome { session: session.0, lease_ms, heartbeat_ms: lease_ms / 4, term: self.leader.raft.status().term };
+        let _ = outbox.try_send(Ok(answer(coordinator_message::Body::Welcome(welcome))));
+        info!(node = %node, session = session.0, "agent session opened");
+        let conversation = Conversation { leader: self.leader.clone(), node, session, stream: seat.stream, outbox };
+        self.leader.wake.notify_one();
+        tokio::spawn(conversation.run(incoming, seat));
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
+
+impl AgentsApi {
+    /// Verified, or refused with a reason that is also an event.
+    async fn admit(&self, hello: &v1::Hello) -> Result<Instance, Status> {
+        let claim = Claim {
+            cluster: &hello.cluster,
+            instance_id: &hello.instance_id,
+            address: &hello.address,
+            document: &hello.identity_document,
+            signature: &hello.identity_signature,
+        };
+        match self.verifier.verify(&claim).await {
+            Ok(instance) => Ok(instance),
+            Err(later @ Refusal::Later(_)) => Err(Status::unavailable(later.to_string())),
+            Err(refusal) => {
+                let subject: String = hello.instance_id.chars().take(40).collect();
+                warn!(node = %subject, reason = %refusal, "join refused");
+                let known = self.leader.state();
+                let repeated = known.events.iter().rev().take(20).any(|event| event.kind == "join refused" && event.subject == subject);
+                if !repeated {
+                    let note = Command::Note { kind: "join refused".to_owned(), subject, detail: refusal.to_string() };
+                    let _ = self.leader.propose(note).await;
+                }
+                Err(Status::permission_denied(refusal.to_string()))
+            }
+        }
+    }
+
+    /// A node that is known and well keeps its session: an agent restart or a leader change writes nothing.
+    async fn register(&self, id: &NodeId, hello: &v1::Hello, instance: &Instance) -> Result<Session, Status> {
+        if let Some(node) = self.leader.state().nodes.get(id) {
+            let same = node.address == hello.address && node.agent_version == hello.agent_version;
+            if same && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
+                return Ok(node.session);
+            }
+        }
+        let command = Command::RegisterNode {
+            node: id.clone(),
+            address: hello.address.clone(),
+            zone: Zone(instance.zone.clone()),
+            instance_type: instance.kind.clone(),
+            memory_mib: hello.memory_mib,
+            cpu_millis: hello.cpu_millis,
+            agent_version: hello.agent_version.chars().take(40).collect(),
+        };
+        match self.leader.propose(command).await {
+            Ok(index) => Ok(Session(index)),
+            Err(CommandError::Rejected(rejection)) => Err(Status::permission_denied(rejection.to_string())),
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+}
+
+struct Conversation {
+    leader: Arc<Leader>,
+    node: NodeId,
+    session: Session,
+    stream: u64,
+    outbox: mpsc::Sender<Result<v1::CoordinatorMessage, Status>>,
+}
+
+impl Conversation {
+    async fn run(self, mut incoming: Streaming<v1::AgentMessage>, mut seat: Seat) {
+        let mut status = self.leader.raft.watch();
+        loop {
+            tokio::select! {
+                message = incoming.message() => {
+                    let Ok(Some(message)) = message else { break };
+                    if !self.take(message).await {
+                        break;
+                    }
+                }
+                changed = seat.desired.changed() => {
+                    // The sender is dropped when a later stream took this seat.
+                    if changed.is_err() {
+                        break;
+                    }
+                    let desired = seat.desired.borrow_and_update().clone();
+                    if let Some(desired) = desired && !self.say(coordinator_message::Body::Desired(desired)) {
+                        break;
+                    }
+                }
+                _ = status.changed() => {
+                    if !status.borrow().leads() {
+                        let _ = self.outbox.try_send(Err(not_leader(&self.leader)));
+                        break;
+                    }
+                }
+            }
+        }
+        self.leader.registry.close(&self.node, self.stream);
+        self.leader.wake.notify_one();
+        info!(node = %self.node, session = self.session.0, "agent session closed");
+    }
+
+    /// False: the conversation is over.
+    async fn take(&self, message: v1::AgentMessage) -> bool {
+        match message.body {
+            Some(Body::Heartbeat(heartbeat)) => self.heartbeat(heartbeat).await,
+            Some(Body::Released(released)) => self.released(released).await,
+            Some(Body::Hello(_)) | None => false,
+        }
+    }
+
+    async fn heartbeat(&self, heartbeat: v1::Heartbeat) -> bool {
+        if heartbeat.slots.len() > MOST_SLOTS {
+            let _ = self.outbox.try_send(Err(Status::invalid_argument(format!("more than {MOST_SLOTS} slots in one heartbeat"))));
+            return false;
+        }
+        let mut reports = BTreeMap::new();
+        let mut pairs = Vec::new();
+        for report in heartbeat.slots {
+            let Some(slot) = report.slot.as_ref().and_then(|slot| SlotId::from_str(&slot.to_string()).ok()) else { continue };
+            pairs.push((slot.clone(), Generation(report.generation)));
+            reports.insert(slot, report);
+        }
+        let before = self.leader.observations();
+        if !self.leader.registry.heard(&self.node, self.stream, reports, heartbeat.measures) {
+            return false;
+        }
+        let after = self.leader.observations();
+        if pairs.iter().any(|(slot, generation)| before.phase(slot, *generation) != after.phase(slot, *generation)) {
+            self.leader.wake.notify_one();
+        }
+        // Still the leader as of now, by a quorum: only then is anything renewed.
+        if self.leader.raft.read_index().await.is_err() || !self.leader.registry.acknowledge(&self.node, self.stream) {
+            return self.leader.leads();
+        }
+        let state = self.leader.state();
+        let live = state.nodes.get(&self.node).is_some_and(|node| node.session == self.session && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining));
+        if !live {
+            return false;
+        }
+        let granted = |(slot, generation): &(SlotId, Generation)| {
+            state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(&self.node) && live.generation == *generation)
+        };
+        let renewed = pairs.iter().filter(|pair| granted(pair)).map(|(slot, generation)| v1::SlotGeneration {
+            slot: Some(crate::desired::slot_ref(slot)),
+            generation: generation.0,
+        });
+        self.say(coordinator_message::Body::Ack(v1::Ack { sequence: heartbeat.sequence, renewed: renewed.collect() }))
+    }
+
+    async fn released(&self, released: v1::Released) -> bool {
+        let Some(pair) = released.slot else { return false };
+        let Some(slot) = pair.slot.as_ref().and_then(|slot| SlotId::from_str(&slot.to_string()).ok()) else { return false };
+        let generation = Generation(pair.generation);
+        let state = self.leader.state();
+        let held = state.slots.get(&slot).is_some_and(|live| live.holder.as_ref() == Some(&self.node) && live.generation == generation && live.releasing);
+        if held {
+            let command = Command::SlotReleased { slot: slot.clone(), generation, node: self.node.clone() };
+            if let Err(error) = self.leader.propose(command).await {
+                warn!(%slot, %error, "release not recorded; the agent repeats it");
+            }
+            self.leader.wake.notify_one();
+        }
+        true
+    }
+
+    fn say(&self, body: coordinator_message::Body) -> bool {
+        self.outbox.try_send(Ok(answer(body))).is_ok()
+    }
+}
+
+fn answer(body: coordinator_message::Body) -> v1::CoordinatorMessage {
+    v1::CoordinatorMessage { body: Some(body) }
+}

@@ -1,0 +1,257 @@
+//! The leader's eyes and hands in AWS: instance states as proof, the termination of lost nodes, volumes that follow their slots, the brokers' addresses on S3.
+//! Level-triggered: each round looks at the state and makes the world a little more like it; every call may be repeated.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tracing::{info, warn};
+use vp_cloud::{
+    autoscaling::Groups,
+    ec2::{Compute, InstanceState, VolumeState},
+    s3::ObjectStore,
+};
+use vp_cluster::{
+    ClusterState, Command, NodeId, SlotId, VolumeId, Zone,
+    observe::{Instance, VolumeSeen},
+    state::{Lifecycle, Membership},
+};
+
+use crate::leader::Leader;
+
+/// While something is under way: DescribeInstances no more than once a second.
+const BUSY: Duration = Duration::from_secs(1);
+/// When all is quiet.
+const QUIET: Duration = Duration::from_secs(10);
+/// A node silent for this long is looked up in EC2 (not yet judged), ms.
+const SUSPECT_MS: u64 = 1500;
+/// A termination that has not shown effect is asked for again after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Device name under which a slot's volume is attached; the agent finds it by volume id.
+const VOLUME_GIB: i32 = 20;
+
+pub struct CloudWatch {
+    pub leader: Arc<Leader>,
+    pub compute: Compute,
+    pub groups: Groups,
+    pub store: ObjectStore,
+}
+
+#[derive(Default)]
+struct Memory {
+    asked: BTreeMap<NodeId, Instant>,
+    published: Option<String>,
+    looked: Option<Instant>,
+}
+
+impl CloudWatch {
+    /// Runs for ever; does nothing while another coordinator leads.
+    pub async fn run(self) {
+        let mut memory = Memory::default();
+        loop {
+            if self.leader.leads() {
+                self.round(&mut memory).await;
+            } else {
+                memory = Memory::default();
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    async fn round(&self, memory: &mut Memory) {
+        let state = self.leader.state();
+        let busy = self.busy(&state);
+        let due = memory.looked.is_none_or(|looked| looked.elapsed() >= if busy { BUSY } else { QUIET });
+        if due {
+            memory.looked = Some(Instant::now());
+            self.look_at_instances(&state).await;
+            self.terminate_lost(&state, memory).await;
+            self.look_at_volumes(&state).await;
+            self.move_volumes(&state).await;
+        }
+        self.publish_brokers(&state, memory).await;
+    }
+
+    fn busy(&self, state: &ClusterState) -> bool {
+        let suspects = !self.leader.registry.suspects(SUSPECT_MS).is_empty();
+        let unheard = state.nodes.keys().any(|node| !self.leader.registry.view(node).heard);
+        let unsettled = state.nodes.values().any(|node| matches!(node.lifecycle, Lifecycle::Lost | Lifecycle::Fenced));
+        suspects || unheard || unsettled || self.volumes_pending(state)
+    }
+
+    fn volumes_pending(&self, state: &ClusterState) -> bool {
+        let seen = self.leader.world.lock();
+        state.slots.iter().any(|(id, slot)| {
+            let owns = state.role(id).is_some_and(|role| role.volume);
+            let (Some(holder), true) = (&slot.holder, owns) else { return owns };
+            let at = slot.volume.as_ref().and_then(|volume| seen.volumes.get(&volume.id));
+            at != Some(&VolumeSeen::AttachedTo(holder.clone()))
+        })
+    }
+
+    async fn look_at_instances(&self, state: &ClusterState) {
+        let ids: Vec<String> = state.nodes.keys().map(|node| node.0.clone()).collect();
+        if ids.is_empty() {
+            return;
+        }
+        match self.compute.describe_instances(&ids).await {
+            Ok(found) => {
+                let mut changed = false;
+                let mut seen = self.leader.world.lock();
+                for instance in found {
+                    let now = translate(instance.state);
+                    changed |= seen.instances.insert(NodeId(instance.id), now) != Some(now);
+                }
+                drop(seen);
+                if changed {
+                    self.leader.wake.notify_one();
+                }
+            }
+            // No proof of anything: what was known stays.
+            Err(error) => warn!(%error, "instances not described"),
+        }
+    }
+
+    /// A lost node's instance is terminated through its group, which then boots a replacement.
+    async fn terminate_lost(&self, state: &ClusterState, memory: &mut Memory) {
+        memory.asked.retain(|node, _| state.nodes.contains_key(node));
+        for (id, node) in &state.nodes {
+            let known = self.leader.world.lock().instances.get(id).copied().unwrap_or_default();
+            let dying = matches!(known, Instance::ShuttingDown | Instance::Terminated);
+            let lately = memory.asked.get(id).is_some_and(|asked| asked.elapsed() < ASK_AGAIN);
+            if node.lifecycle != Lifecycle::Lost || dying || lately {
+                continue;
+            }
+            memory.asked.insert(id.clone(), Instant::now());
+            match self.groups.terminate_in_group(&id.0).await {
+                Ok(()) => info!(node = %id, "lost instance terminated"),
+                Err(error) => warn!(node = %id, %error, "lost instance not terminated yet"),
+            }
+        }
+    }
+
+    async fn look_at_volumes(&self, state: &ClusterState) {
+        let owned: Vec<String> = state.slots.values().filter_map(|slot| Some(slot.volume.as_ref()?.id.0.clone())).collect();
+        if owned.is_empty() {
+            return;
+        }
+        match self.compute.describe_volumes(&owned).await {
+            Ok(found) => {
+                let mut volumes: BTreeMap<VolumeId, VolumeSeen> = BTreeMap::new();
+                for volume in found {
+                    let seen = match (volume.attached_to, volume.state) {
+                        (_, VolumeState::Deleted | VolumeState::Deleting) => VolumeSeen::Gone,
+                        (Some(instance), _) => VolumeSeen::AttachedTo(NodeId(instance)),
+                        (None, VolumeState::Available) => VolumeSeen::Available,
+                        (None, _) => continue,
+                    };
+                    volumes.insert(VolumeId(volume.id), seen);
+                }
+                // EC2 answered and did not list it: it does not exist. (An error answers nothing.)
+                for id in owned {
+                    volumes.entry(VolumeId(id)).or_insert(VolumeSeen::Gone);
+                }
+                let mut seen = self.leader.world.lock();
+                let changed = seen.volumes != volumes;
+                seen.volumes = volumes;
+                drop(seen);
+                if changed {
+                    self.leader.wake.notify_one();
+                }
+            }
+            Err(error) => warn!(%error, "volumes not described"),
+        }
+    }
+
+    async fn move_volumes(&self, state: &ClusterState) {
+        for (id, slot) in &state.slots {
+            if !state.role(id).is_some_and(|role| role.volume) {
+                continue;
+            }
+            let seen = slot.volume.as_ref().and_then(|volume| self.leader.world.lock().volumes.get(&volume.id).cloned());
+            match (&slot.volume, state.holder(slot), seen) {
+                (None, Some((_, node)), _) => self.create(state, id, &node.zone).await,
+                (Some(volume), Some((holder, _)), Some(VolumeSeen::Available)) => {
+                    let device = device(state, holder, id);
+                    match self.compute.attach_volume(&volume.id.0, &holder.0, &device).await {
+                        Ok(()) => {
+                            info!(slot = %id, volume = %volume.id, node = %holder, "volume attached");
+                            self.leader.world.lock().volumes.insert(volume.id.clone(), VolumeSeen::AttachedTo(holder.clone()));
+                            self.leader.wake.notify_one();
+                        }
+                        Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not attached yet"),
+                    }
+                }
+                // Given back by the agent's own word: the old node lives on without it. A terminated one loses its volumes by itself.
+                (Some(volume), holder, Some(VolumeSeen::AttachedTo(at))) if holder.is_none_or(|(holder, _)| *holder != at) => {
+                    if state.nodes.get(&at).is_some_and(|node| matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining)) {
+                        match self.compute.detach_volume(&volume.id.0).await {
+                            Ok(()) => info!(slot = %id, volume = %volume.id, node = %at, "volume detached"),
+                            Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not detached yet"),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn create(&self, state: &ClusterState, id: &SlotId, zone: &Zone) {
+        let Some(slot) = state.slots.get(id) else { return };
+        let cluster = &self.leader.settings.user_data.cluster;
+        let token = format!("{cluster}/{id}/{}", slot.generation);
+        let tags: BTreeMap<String, String> = [("Name", format!("{cluster} {id}")), ("vp:cluster", cluster.clone()), ("vp:slot", id.to_string())]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into();
+        match self.compute.create_volume(&zone.0, VOLUME_GIB, &tags, &token).await {
+            Ok(volume) => {
+                let created = Command::VolumeCreated { slot: id.clone(), generation: slot.generation, volume: VolumeId(volume), zone: zone.clone() };
+                if let Err(error) = self.leader.propose(created).await {
+                    warn!(slot = %id, %error, "volume not recorded yet");
+                }
+            }
+            Err(error) => warn!(slot = %id, %error, "volume not created yet"),
+        }
+    }
+
+    /// What runs outside the cluster finds Kafka here.
+    async fn publish_brokers(&self, state: &ClusterState, memory: &mut Memory) {
+        let kafka = state.slots.iter().filter(|(id, _)| state.role(id).is_some_and(|role| role.membership == Membership::Kafka));
+        let brokers: BTreeSet<String> = kafka.filter_map(|(_, slot)| Some(format!("{}:9092", state.holder(slot)?.1.address))).collect();
+        let list = json!(brokers).to_string();
+        if brokers.is_empty() || memory.published.as_ref() == Some(&list) {
+            return;
+        }
+        let body = json!({"brokers": brokers, "revision": state.revision.0}).to_string();
+        let bucket = &self.leader.settings.user_data.buckets.cluster;
+        match self.store.put(bucket, "kafka/brokers.json", body.into(), "application/json").await {
+            Ok(_) => {
+                info!(brokers = %list, "broker addresses published");
+                memory.published = Some(list);
+            }
+            Err(error) => warn!(%error, "broker addresses not published yet"),
+        }
+    }
+}
+
+/// A device name that no other volume of the node has: by the slot's rank among all slots (`/dev/sdf` to `/dev/sdp`, then `/dev/xvdba` …).
+fn device(state: &ClusterState, holder: &NodeId, id: &SlotId) -> String {
+    let rank = state.held_by(holder).position(|(held, _)| held == id).unwrap_or(0);
+    match u8::try_from(rank) {
+        Ok(rank) if rank < 11 => format!("/dev/sd{}", char::from(b'f' + rank)),
+        _ => format!("/dev/xvdb{}", char::from(b'a' + u8::try_from(rank % 26).unwrap_or(0))),
+    }
+}
+
+fn translate(state: InstanceState) -> Instance {
+    match state {
+        InstanceState::Pending => Instance::Pending,
+        InstanceState::Running => Instance::Running,
+        InstanceState::ShuttingDown => Instance::ShuttingDown,
+        InstanceState::Terminated => Instance::Terminated,
+        InstanceState::Stopping | InstanceState::Stopped | InstanceState::Unknown => Instance::Unknown,
+    }
+}

@@ -1,0 +1,106 @@
+//! Is this really an instance of ours? The instance identity document, its signature, and what EC2 says of the instance.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+use serde::Deserialize;
+use vp_cloud::ec2::{Compute, Instance, InstanceState};
+
+/// Why an instance may not join. Shown to the instance and kept as an event.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("the identity document's signature is not this region's")]
+    Forged,
+    #[error("the identity document cannot be read: {0}")]
+    Unreadable(String),
+    #[error("the identity document is of {document}, the hello says {hello}")]
+    Other { document: String, hello: String },
+    #[error("the identity document is of region {document}, this cluster is in {ours}")]
+    Region { document: String, ours: String },
+    #[error("EC2 knows no instance {0}")]
+    Unknown(String),
+    #[error("EC2 says the instance is {0}, not running")]
+    NotRunning(&'static str),
+    #[error("the instance belongs to {found}, not to our group {ours}")]
+    Group { found: String, ours: String },
+    #[error("EC2 says the address is {ec2}, the hello says {hello}")]
+    Address { ec2: String, hello: String },
+    #[error("it names the cluster '{given}', this is '{ours}'")]
+    Cluster { given: String, ours: String },
+    /// Not a refusal for ever: EC2 could not be asked.
+    #[error("EC2 could not be asked: {0}")]
+    Later(String),
+}
+
+/// What a region's signed document says; other fields are not ours to judge.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    instance_id: String,
+    region: String,
+    private_ip: String,
+}
+
+/// What the join is checked against.
+#[derive(Clone)]
+pub struct Verifier {
+    /// RSAPublicKey DER (PKCS#1).
+    pub public_key: Vec<u8>,
+    pub cluster: String,
+    pub region: String,
+    pub group: String,
+    pub compute: Compute,
+}
+
+/// An instance's claim, as its hello carries it.
+pub struct Claim<'a> {
+    pub cluster: &'a str,
+    pub instance_id: &'a str,
+    pub address: &'a str,
+    pub document: &'a str,
+    pub signature: &'a str,
+}
+
+impl Verifier {
+    /// The document's signature and content, without asking EC2.
+    fn verify_document(&self, claim: &Claim<'_>) -> Result<(), Refusal> {
+        if claim.cluster != self.cluster {
+            return Err(Refusal::Cluster { given: claim.cluster.to_owned(), ours: self.cluster.clone() });
+        }
+        let compact: String = claim.signature.split_whitespace().collect();
+        let signature = STANDARD.decode(compact).map_err(|_| Refusal::Forged)?;
+        let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.public_key);
+        key.verify(claim.document.as_bytes(), &signature).map_err(|_| Refusal::Forged)?;
+        let document: Document = serde_json::from_str(claim.document).map_err(|error| Refusal::Unreadable(error.to_string()))?;
+        if document.instance_id != claim.instance_id {
+            return Err(Refusal::Other { document: document.instance_id, hello: claim.instance_id.to_owned() });
+        }
+        if document.region != self.region {
+            return Err(Refusal::Region { document: document.region, ours: self.region.clone() });
+        }
+        if document.private_ip != claim.address {
+            return Err(Refusal::Address { ec2: document.private_ip, hello: claim.address.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Everything: document first (cheap), then EC2.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub async fn verify(&self, claim: &Claim<'_>) -> Result<Instance, Refusal> {
+        self.verify_document(claim)?;
+        let asked = self.compute.describe_instance(claim.instance_id).await;
+        let instance = asked.map_err(|error| if error.is_not_found() { Refusal::Unknown(claim.instance_id.to_owned()) } else { Refusal::Later(error.to_string()) })?;
+        if !matches!(instance.state, InstanceState::Running | InstanceState::Pending) {
+            return Err(Refusal::NotRunning(instance.state.as_str()));
+        }
+        if instance.group.as_deref() != Some(&self.group) {
+            let found = instance.group.unwrap_or_else(|| "no group".to_owned());
+            return Err(Refusal::Group { found, ours: self.group.clone() });
+        }
+        if instance.address.as_deref() != Some(claim.address) {
+            return Err(Refusal::Address { ec2: instance.address.unwrap_or_default(), hello: claim.address.to_owned() });
+        }
+        Ok(instance)
+    }
+}

@@ -1,0 +1,72 @@
+//! The handle every conversation shares: the log, the live state, the leader's memory, and how to propose.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::{Notify, watch};
+use vp_cluster::{ClusterState, Command, Observations, Rejection};
+
+use crate::{
+    machine::Entry,
+    raft::{ProposeError, RaftHandle},
+    registry::Registry,
+    settings::Settings,
+    world::World,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Went through the log and changed nothing.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error(transparent)]
+    Log(#[from] ProposeError),
+    #[error("the answer of the log cannot be read: {0}")]
+    Reply(serde_json::Error),
+}
+
+pub struct Leader {
+    pub settings: Settings,
+    pub raft: RaftHandle,
+    pub state: watch::Receiver<Arc<ClusterState>>,
+    pub registry: Registry,
+    pub world: World,
+    /// Wakes the control loop: something it acts on may have changed.
+    pub wake: Notify,
+}
+
+impl Leader {
+    /// The state as of the last applied entry.
+    pub fn state(&self) -> Arc<ClusterState> {
+        self.state.borrow().clone()
+    }
+
+    pub fn leads(&self) -> bool {
+        self.raft.status().leads()
+    }
+
+    /// Everything the leader has heard and seen, on one clock reading.
+    pub fn observations(&self) -> Observations {
+        let mut obs = Observations { lease_ms: self.settings.user_data.lease_ms, ..Observations::default() };
+        self.world.observe(&mut obs);
+        self.registry.observe(&mut obs);
+        obs
+    }
+
+    /// Proposes one command and waits until it is applied here. Returns the index it was applied at.
+    ///
+    /// # Errors
+    /// Rejected by `apply`, not leader, or outcome unknown.
+    pub async fn propose(&self, command: Command) -> Result<u64, CommandError> {
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
+        let bytes = serde_json::to_vec(&Entry { unix_ms, command }).map_err(CommandError::Reply)?;
+        let applied = self.raft.propose(bytes).await?;
+        let rejection: Option<Rejection> = serde_json::from_slice(&applied.reply).map_err(CommandError::Reply)?;
+        match rejection {
+            None => Ok(applied.index),
+            Some(rejection) => Err(rejection.into()),
+        }
+    }
+}

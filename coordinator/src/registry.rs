@@ -1,0 +1,205 @@
+//! Leader memory of the agents' sessions: who was heard when, what each slot's process does, and each node's desired set, latest value wins.
+//! Nothing here is replicated; a new leader starts empty.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::watch;
+use vp_cluster::{
+    NodeId, Session, SlotId,
+    observe::{NodeSeen, Observations, Phase, SlotSeen},
+};
+use vp_proto::v1;
+
+/// One agent's live session.
+struct Entry {
+    session: Session,
+    /// Which stream serves it: a later one replaces an earlier.
+    stream: u64,
+    heard_ms: Option<u64>,
+    acknowledged_ms: Option<u64>,
+    connected: bool,
+    /// Its loss is being proposed: never acknowledged again.
+    condemned: bool,
+    slots: BTreeMap<SlotId, v1::SlotObservation>,
+    measures: Option<v1::NodeMeasures>,
+    desired: watch::Sender<Option<v1::Desired>>,
+}
+
+/// A node as people see it.
+#[derive(Clone, Debug, Default)]
+pub struct NodeView {
+    pub silent_ms: u64,
+    pub heard: bool,
+    pub measures: Option<v1::NodeMeasures>,
+}
+
+pub struct Registry {
+    started: Instant,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    leading_since_ms: u64,
+    streams: u64,
+    entries: BTreeMap<NodeId, Entry>,
+}
+
+/// A stream's hold on its session.
+pub struct Seat {
+    pub stream: u64,
+    pub desired: watch::Receiver<Option<v1::Desired>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { started: Instant::now(), inner: Mutex::default() }
+    }
+}
+
+impl Registry {
+    /// Milliseconds on this process's monotonic clock.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A term of leadership begins: all memory of earlier ones is void.
+    pub fn begin_term(&self) {
+        let now = self.now_ms();
+        let mut inner = self.lock();
+        inner.entries.clear();
+        inner.leading_since_ms = now;
+    }
+
+    /// A verified node opens a stream. None: its loss is being decided, it may not come back under this session.
+    pub fn open(&self, node: &NodeId, session: Session) -> Option<Seat> {
+        let now = self.now_ms();
+        let mut inner = self.lock();
+        inner.streams += 1;
+        let stream = inner.streams;
+        if inner.entries.get(node).is_some_and(|entry| entry.condemned && entry.session == session) {
+            return None;
+        }
+        let (desired, receiver) = watch::channel(None);
+        let (slots, measures) = inner.entries.remove(node).map(|old| (old.slots, old.measures)).unwrap_or_default();
+        let entry = Entry { session, stream, heard_ms: Some(now), acknowledged_ms: None, connected: true, condemned: false, slots, measures, desired };
+        inner.entries.insert(node.clone(), entry);
+        Some(Seat { stream, desired: receiver })
+    }
+
+    /// The stream ended; the node may be gone, or come back.
+    pub fn close(&self, node: &NodeId, stream: u64) {
+        if let Some(entry) = self.lock().entries.get_mut(node).filter(|entry| entry.stream == stream) {
+            entry.connected = false;
+        }
+    }
+
+    /// A heartbeat. False: this stream has been replaced and should end.
+    pub fn heard(&self, node: &NodeId, stream: u64, slots: BTreeMap<SlotId, v1::SlotObservation>, measures: Option<v1::NodeMeasures>) -> bool {
+        let now = self.now_ms();
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(node).filter(|entry| entry.stream == stream) else { return false };
+        entry.heard_ms = Some(now);
+        entry.slots = slots;
+        entry.measures = measures.or(entry.measures.take());
+        true
+    }
+
+    /// About to acknowledge. False: condemned or replaced, nothing may be acknowledged.
+    pub fn acknowledge(&self, node: &NodeId, stream: u64) -> bool {
+        let now = self.now_ms();
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(node).filter(|entry| entry.stream == stream && !entry.condemned) else { return false };
+        entry.acknowledged_ms = Some(now);
+        true
+    }
+
+    /// From here on the session is never acknowledged again: its loss is about to be proposed.
+    pub fn condemn(&self, node: &NodeId) {
+        if let Some(entry) = self.lock().entries.get_mut(node) {
+            entry.condemned = true;
+        }
+    }
+
+    /// Publishes a node's desired set if its content has changed.
+    pub fn publish(&self, node: &NodeId, desired: v1::Desired) {
+        if let Some(entry) = self.lock().entries.get(node) {
+            entry.desired.send_if_modified(|current| {
+                let same = current.as_ref().is_some_and(|old| old.assignments == desired.assignments && old.members == desired.members);
+                if !same {
+                    *current = Some(desired);
+                }
+                !same
+            });
+        }
+    }
+
+    /// Nodes with a session whose stream is gone or which have been silent for longer than `silent_ms`.
+    pub fn suspects(&self, silent_ms: u64) -> Vec<NodeId> {
+        let now = self.now_ms();
+        let inner = self.lock();
+        let suspect = |entry: &Entry| !entry.connected || entry.heard_ms.is_none_or(|heard| now.saturating_sub(heard) > silent_ms);
+        inner.entries.iter().filter(|(_, entry)| suspect(entry)).map(|(node, _)| node.clone()).collect()
+    }
+
+    /// Fills in what this memory knows.
+    pub fn observe(&self, obs: &mut Observations) {
+        obs.now_ms = self.now_ms();
+        let inner = self.lock();
+        obs.leading_since_ms = inner.leading_since_ms;
+        for (node, entry) in &inner.entries {
+            let seen = obs.nodes.entry(node.clone()).or_insert_with(NodeSeen::default);
+            seen.heard_ms = entry.heard_ms;
+            seen.acknowledged_ms = entry.acknowledged_ms;
+            for (slot, report) in &entry.slots {
+                let seen = SlotSeen {
+                    generation: vp_cluster::Generation(report.generation),
+                    phase: phase(report.phase()),
+                    facts: report.facts.clone().into_iter().collect(),
+                };
+                // A node that lost a slot may still report it at an older generation: the newest counts.
+                let newer = obs.slots.get(slot).is_none_or(|known| known.generation <= seen.generation);
+                if newer {
+                    obs.slots.insert(slot.clone(), seen);
+                }
+            }
+        }
+    }
+
+    /// The holder's report of a slot.
+    pub fn report(&self, node: &NodeId, slot: &SlotId) -> Option<v1::SlotObservation> {
+        self.lock().entries.get(node)?.slots.get(slot).cloned()
+    }
+
+    pub fn view(&self, node: &NodeId) -> NodeView {
+        let now = self.now_ms();
+        let inner = self.lock();
+        let Some(entry) = inner.entries.get(node) else { return NodeView::default() };
+        NodeView {
+            silent_ms: entry.heard_ms.map_or(0, |heard| now.saturating_sub(heard)),
+            heard: entry.heard_ms.is_some(),
+            measures: entry.measures,
+        }
+    }
+}
+
+fn phase(phase: v1::Phase) -> Phase {
+    match phase {
+        v1::Phase::Unspecified => Phase::Unknown,
+        v1::Phase::Waiting => Phase::Waiting,
+        v1::Phase::Starting => Phase::Starting,
+        v1::Phase::Healthy => Phase::Healthy,
+        v1::Phase::Unhealthy => Phase::Unhealthy,
+        v1::Phase::Stopping => Phase::Stopping,
+        v1::Phase::Stopped => Phase::Stopped,
+        v1::Phase::Backoff => Phase::Backoff,
+    }
+}

@@ -1,0 +1,174 @@
+//! Where this coordinator learns who it is: the instance's metadata and user data, validated once.
+//! Left out: what is wanted of the cluster beyond the bootstrap spec; that lives in the replicated state.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+/// Shortest lease that heartbeat interval, election, reconnect and stop time fit into (design §4), ms.
+pub const SHORTEST_LEASE_MS: u64 = 2000;
+const LONGEST_LEASE_MS: u64 = 60_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("the environment has no {0}: the image's boot program sets it")]
+    Missing(&'static str),
+    #[error("instance metadata at {url} did not answer")]
+    Metadata { url: String, source: reqwest::Error },
+    #[error("user data: {0}")]
+    UserData(String),
+}
+
+/// The user data, as written by `vpctl dev up` or CloudFormation (docs/contracts.md §2).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserData {
+    pub cluster: String,
+    #[serde(rename = "run")]
+    _run: String,
+    pub group: String,
+    pub coordinators: Vec<Peer>,
+    pub coordinator: u64,
+    pub lease_ms: u64,
+    pub aws: Aws,
+    pub buckets: Buckets,
+    pub identity_public_key: String,
+    pub spec: SpecFile,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    pub id: u64,
+    pub address: Ipv4Addr,
+    pub zone: String,
+    pub group: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aws {
+    pub region: String,
+    pub endpoint_url: Option<String>,
+    pub s3_endpoint_url: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Buckets {
+    #[serde(rename = "uploads")]
+    _uploads: String,
+    #[serde(rename = "results")]
+    _results: String,
+    pub cluster: String,
+}
+
+/// What is wanted, as people write it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpecFile {
+    #[serde(default)]
+    pub roles: BTreeMap<String, Count>,
+    #[serde(default = "default_volume_wait_ms")]
+    pub volume_wait_ms: u64,
+    pub zookeeper_min_nodes: Option<u32>,
+    pub zookeeper_pref_nodes: Option<u32>,
+    pub zookeeper_max_nodes: Option<u32>,
+    /// Accepted for configurations that have it; nothing here uses ssh.
+    #[serde(rename = "ssh_path")]
+    pub _ssh_path: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Count {
+    pub min: Option<u32>,
+    pub pref: u32,
+    pub max: Option<u32>,
+}
+
+fn default_volume_wait_ms() -> u64 {
+    60_000
+}
+
+/// Everything validated.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub user_data: UserData,
+    pub me: Peer,
+    pub instance_id: String,
+    /// Where the log and the applied state live.
+    pub data: PathBuf,
+    /// The role catalogue of the image.
+    pub roles: PathBuf,
+}
+
+impl Settings {
+    /// Reads environment, metadata and user data.
+    ///
+    /// # Errors
+    /// What is missing or wrong, and where.
+    pub async fn load() -> Result<Self, SettingsError> {
+        let root = PathBuf::from(variable("VP_INSTANCE_ROOT")?);
+        let image = PathBuf::from(variable("VP_IMAGE")?);
+        let endpoint = variable("AWS_EC2_METADATA_SERVICE_ENDPOINT")?;
+        let metadata = Metadata::open(&endpoint).await?;
+        let instance_id = metadata.get("meta-data/instance-id").await?;
+        let user_data = parse(&metadata.get("user-data").await?)?;
+        let me = user_data.coordinators.iter().find(|peer| peer.id == user_data.coordinator).cloned();
+        let me = me.ok_or_else(|| SettingsError::UserData(format!("coordinator {} is not in the list of coordinators", user_data.coordinator)))?;
+        Ok(Self { user_data, me, instance_id, data: root.join("coordinator"), roles: image.join("roles") })
+    }
+}
+
+/// Parses and validates user data; errors name line and column.
+///
+/// # Errors
+/// [`SettingsError::UserData`].
+pub fn parse(text: &str) -> Result<UserData, SettingsError> {
+    let user_data: UserData = serde_saphyr::from_str(text).map_err(|error| SettingsError::UserData(error.to_string()))?;
+    let refuse = |reason: String| Err(SettingsError::UserData(reason));
+    if user_data.lease_ms < SHORTEST_LEASE_MS || user_data.lease_ms > LONGEST_LEASE_MS {
+        return refuse(format!("lease_ms is {}; allowed are {SHORTEST_LEASE_MS} to {LONGEST_LEASE_MS}", user_data.lease_ms));
+    }
+    let mut ids: Vec<u64> = user_data.coordinators.iter().map(|peer| peer.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.len() != user_data.coordinators.len() || ids.first() == Some(&0) {
+        return refuse("coordinators need different ids from 1 on".to_owned());
+    }
+    if ids.len().is_multiple_of(2) {
+        return refuse(format!("{} coordinators: use 1, 3 or 5, an even number tolerates no more than one fewer", ids.len()));
+    }
+    Ok(user_data)
+}
+
+fn variable(name: &'static str) -> Result<String, SettingsError> {
+    std::env::var(name).map_err(|_| SettingsError::Missing(name))
+}
+
+/// IMDSv2: a token first, then the values.
+struct Metadata {
+    client: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Metadata {
+    async fn open(endpoint: &str) -> Result<Self, SettingsError> {
+        let base = format!("{}/latest", endpoint.trim_end_matches('/'));
+        let failed = |source| SettingsError::Metadata { url: base.clone(), source };
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().map_err(failed)?;
+        let asked = client.put(format!("{base}/api/token")).header("X-aws-ec2-metadata-token-ttl-seconds", "300").send().await;
+        let answer = asked.and_then(reqwest::Response::error_for_status).map_err(failed)?;
+        let token = answer.text().await.map_err(failed)?;
+        Ok(Self { client, base, token })
+    }
+
+    async fn get(&self, path: &str) -> Result<String, SettingsError> {
+        let url = format!("{}/{path}", self.base);
+        let failed = |source| SettingsError::Metadata { url: url.clone(), source };
+        let asked = self.client.get(&url).header("X-aws-ec2-metadata-token", &self.token).send().await;
+        asked.and_then(reqwest::Response::error_for_status).map_err(failed)?.text().await.map_err(failed)
+    }
+}

@@ -1,0 +1,48 @@
+//! What the leader has seen of the world outside its agents: EC2, volumes, ZooKeeper, Kafka. Memory of one term, filled by the watchers, read by control.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use vp_cluster::{
+    NodeId, SlotId, VolumeId,
+    observe::{EnsembleSeen, Instance, KafkaSeen, NodeSeen, Observations, VolumeSeen},
+};
+
+#[derive(Default)]
+pub struct World {
+    inner: Mutex<Seen>,
+}
+
+#[derive(Default)]
+pub struct Seen {
+    pub instances: BTreeMap<NodeId, Instance>,
+    pub volumes: BTreeMap<VolumeId, VolumeSeen>,
+    pub zone_empty_since_ms: BTreeMap<SlotId, u64>,
+    pub zookeeper: Option<EnsembleSeen>,
+    pub kafka: Option<KafkaSeen>,
+}
+
+impl World {
+    pub fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets everything: a new term looks for itself.
+    pub fn begin_term(&self) {
+        *self.lock() = Seen::default();
+    }
+
+    /// Fills in what this memory knows.
+    pub fn observe(&self, obs: &mut Observations) {
+        let seen = self.lock();
+        for (node, instance) in &seen.instances {
+            obs.nodes.entry(node.clone()).or_insert_with(NodeSeen::default).instance = *instance;
+        }
+        obs.volumes.clone_from(&seen.volumes);
+        obs.zone_empty_since_ms.clone_from(&seen.zone_empty_since_ms);
+        obs.zookeeper.clone_from(&seen.zookeeper);
+        obs.kafka.clone_from(&seen.kafka);
+    }
+}

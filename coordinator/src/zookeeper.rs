@@ -1,0 +1,257 @@
+//! The leader's conversation with ZooKeeper: reads the member list and Kafka's view of itself, and carries out the `reconfig` that `vp_cluster::ensemble` decides.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::time::timeout;
+use tracing::{info, warn};
+use vp_cloud::s3::{ObjectStore, StoreError};
+use vp_cluster::{
+    ClusterState, Command, RoleName,
+    ensemble::{self, Reconfig},
+    observe::{EnsembleSeen, KafkaSeen},
+    state::Membership,
+};
+use zookeeper_client::{Client, EnsembleUpdate};
+
+use crate::leader::Leader;
+
+const ROUND: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(3);
+const SESSION: Duration = Duration::from_secs(6);
+const PASSWORD_KEY: &str = "secrets/zookeeper";
+
+/// ZooKeeper's administrator: the password stays with the coordinators, members only know its digest.
+#[derive(Clone)]
+pub struct Administrator {
+    password: String,
+}
+
+impl Administrator {
+    /// The cluster's password, made by whoever comes first.
+    ///
+    /// # Errors
+    /// When the cluster bucket cannot be read or written.
+    pub async fn load(store: &ObjectStore, bucket: &str) -> Result<Self, StoreError> {
+        let mut random = [0u8; 24];
+        ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random).ok();
+        let fresh = STANDARD.encode(random);
+        match store.put_if_absent(bucket, PASSWORD_KEY, Bytes::from(fresh), "text/plain").await {
+            Ok(_) => {}
+            Err(error) if error.is_precondition_failed() => {}
+            Err(error) => return Err(error),
+        }
+        let (kept, _) = store.get(bucket, PASSWORD_KEY).await?;
+        Ok(Self { password: String::from_utf8_lossy(&kept).into_owned() })
+    }
+
+    /// `super:BASE64(SHA-1(super:PASSWORD))`, as ZooKeeper's DigestAuthenticationProvider wants it.
+    pub fn digest(&self) -> String {
+        let hash = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, format!("super:{}", self.password).as_bytes());
+        format!("super:{}", STANDARD.encode(hash))
+    }
+}
+
+pub struct ZooKeeper {
+    pub leader: Arc<Leader>,
+    pub administrator: Administrator,
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+impl ZooKeeper {
+    /// Runs for ever; does nothing while another coordinator leads or no ensemble is founded.
+    pub async fn run(self) {
+        let mut connected: Option<(String, Client)> = None;
+        loop {
+            tokio::time::sleep(ROUND).await;
+            let state = self.leader.state();
+            let Some(role) = founded(&state).filter(|_| self.leader.leads()) else {
+                connected = None;
+                continue;
+            };
+            let addresses = addresses(&state, &role);
+            if addresses.is_empty() {
+                continue;
+            }
+            if connected.as_ref().is_none_or(|(to, _)| *to != addresses) {
+                connected = self.connect(&addresses).await.map(|client| (addresses.clone(), client));
+            }
+            let Some((_, client)) = &connected else {
+                self.forget();
+                continue;
+            };
+            match timeout(PATIENCE, self.round(client, &role)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    warn!(%error, "zookeeper not read");
+                    self.forget();
+                    connected = None;
+                }
+                Err(_) => {
+                    warn!("zookeeper does not answer");
+                    self.forget();
+                    connected = None;
+                }
+            }
+        }
+    }
+
+    fn forget(&self) {
+        let mut seen = self.leader.world.lock();
+        seen.zookeeper = None;
+        seen.kafka = None;
+    }
+
+    async fn connect(&self, addresses: &str) -> Option<Client> {
+        let connector = Client::connector()
+            .with_session_timeout(SESSION)
+            .with_connection_timeout(Duration::from_secs(1))
+            .with_fail_eagerly()
+            .with_auth("digest", format!("super:{}", self.administrator.password).as_bytes());
+        match timeout(PATIENCE, connector.connect(addresses)).await {
+            Ok(Ok(client)) => Some(client),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+
+    async fn round(&self, client: &Client, role: &RoleName) -> Result<(), Failure> {
+        let (data, _) = client.get_config().await?;
+        let ensemble = parse_config(&String::from_utf8_lossy(&data));
+        let kafka = read_kafka(client).await?;
+        let changed = {
+            let mut seen = self.leader.world.lock();
+            let changed = seen.zookeeper != ensemble || seen.kafka.as_ref() != Some(&kafka);
+            seen.zookeeper = ensemble;
+            seen.kafka = Some(kafka);
+            changed
+        };
+        if changed {
+            self.leader.wake.notify_one();
+        }
+        let due = ensemble::next(&self.leader.state(), &self.leader.observations(), role);
+        if let Some(change) = due {
+            self.reconfigure(client, &change).await;
+        }
+        Ok(())
+    }
+
+    async fn reconfigure(&self, client: &Client, change: &Reconfig) {
+        let joining = [server_line(change.add.0, &change.add.1, true)];
+        let leaving: Vec<String> = change.remove.iter().map(u32::to_string).collect();
+        let update = EnsembleUpdate::Incremental { joinings: joining.iter().map(String::as_str), leavings: leaving.iter().map(String::as_str) };
+        let version = i64::try_from(change.if_version).ok();
+        match client.update_ensemble(update, version).await {
+            Ok(_) => {
+                info!(slot = %change.slot, member = change.add.0, address = %change.add.1, removed = ?change.remove, "ensemble reconfigured");
+                let removed = change.remove.map_or(String::new(), |old| format!(", member {old} removed"));
+                let detail = format!("member {} at {}{removed}", change.add.0, change.add.1);
+                let note = Command::Note { kind: "ensemble reconfigured".to_owned(), subject: change.slot.to_string(), detail };
+                if let Err(error) = self.leader.propose(note).await {
+                    warn!(%error, "event not recorded");
+                }
+            }
+            // NewConfigNoQuorum: not in sync yet; BadVersion: decided on an old list. Both are looked at again next round.
+            Err(error) => warn!(slot = %change.slot, %error, "reconfig refused; looked at again"),
+        }
+    }
+}
+
+/// One line of ZooKeeper's member list (ports as in `roles/zookeeper`).
+pub fn server_line(member: u32, address: &str, votes: bool) -> String {
+    let kind = if votes { "participant" } else { "observer" };
+    format!("server.{member}={address}:2888:3888:{kind};{address}:2181")
+}
+
+fn founded(state: &ClusterState) -> Option<RoleName> {
+    let (role, _) = state.spec.roles.iter().find(|(_, role)| role.membership == Membership::ZooKeeper)?;
+    let founded = state.ensembles.get(role).is_some_and(|ensemble| !ensemble.founders.is_empty());
+    founded.then(|| role.clone())
+}
+
+fn addresses(state: &ClusterState, role: &RoleName) -> String {
+    let members: Vec<String> = state.slots_of(role).filter_map(|(_, slot)| Some(format!("{}:2181", state.holder(slot)?.1.address))).collect();
+    members.join(",")
+}
+
+/// `/zookeeper/config`: `server.1=127.0.0.1:2888:3888:participant;…` lines and `version=` in hexadecimal.
+fn parse_config(text: &str) -> Option<EnsembleSeen> {
+    let mut seen = EnsembleSeen::default();
+    let mut versioned = false;
+    for line in text.lines() {
+        if let Some(version) = line.strip_prefix("version=") {
+            seen.version = u64::from_str_radix(version.trim(), 16).ok()?;
+            versioned = true;
+        } else if let Some((id, rest)) = line.strip_prefix("server.").and_then(|line| line.split_once('=')) {
+            let address = rest.split(':').next().unwrap_or_default();
+            if rest.split(';').next().is_some_and(|part| part.ends_with(":participant")) {
+                seen.voters.insert(id.parse().ok()?, address.to_owned());
+            }
+        }
+    }
+    versioned.then_some(seen)
+}
+
+#[derive(Deserialize)]
+struct Broker {
+    host: Option<String>,
+    #[serde(default)]
+    endpoints: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Topic {
+    partitions: BTreeMap<String, Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Partition {
+    leader: i32,
+    isr: Vec<u32>,
+}
+
+/// Kafka's own records in ZooKeeper: live broker sessions and the in-sync replicas of each partition.
+async fn read_kafka(client: &Client) -> Result<KafkaSeen, Failure> {
+    let mut kafka = KafkaSeen::default();
+    for id in children(client, "/brokers/ids").await? {
+        let Some(broker) = read::<Broker>(client, &format!("/brokers/ids/{id}")).await? else { continue };
+        let endpoint = broker.endpoints.first().and_then(|endpoint| endpoint.split("://").nth(1)).and_then(|at| at.rsplit_once(':')).map(|(host, _)| host.to_owned());
+        if let (Ok(id), Some(address)) = (id.parse(), endpoint.or(broker.host)) {
+            kafka.registered.insert(id, address);
+        }
+    }
+    let mut in_sync = BTreeSet::new();
+    for topic in children(client, "/brokers/topics").await? {
+        let Some(wanted) = read::<Topic>(client, &format!("/brokers/topics/{topic}")).await? else { continue };
+        for (partition, replicas) in wanted.partitions {
+            let Some(live) = read::<Partition>(client, &format!("/brokers/topics/{topic}/partitions/{partition}/state")).await? else { continue };
+            kafka.offline += usize::from(live.leader < 0);
+            kafka.under_replicated += usize::from(live.isr.len() < replicas.len());
+            in_sync.extend(live.isr);
+        }
+    }
+    kafka.in_sync = in_sync;
+    Ok(kafka)
+}
+
+async fn children(client: &Client, path: &str) -> Result<Vec<String>, Failure> {
+    match client.list_children(path).await {
+        Ok(names) => Ok(names),
+        Err(zookeeper_client::Error::NoNode) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn read<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, Failure> {
+    match client.get_data(path).await {
+        Ok((data, _)) => Ok(serde_json::from_slice(&data).ok()),
+        Err(zookeeper_client::Error::NoNode) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
