@@ -1,0 +1,113 @@
+//! Taking a region away: keeper first (so that nothing is booted any more), then instances, services, whatever else names the state
+//! folder, control groups, and the folder. Works on what is left of a region whose record was never written, and a second time.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::options::network_of;
+use super::{DownOptions, Progress, Record, RecordedProcess, RegionError, checks, services};
+use crate::keeper::disk::Disk;
+use crate::keeper::{cgroup, config::Config};
+use crate::process;
+
+/// How long a service may take to end by itself.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Takes away the region whose state is in `state`, also one that a crash left half-made. Absent state is success.
+///
+/// # Errors
+/// `File` when a process cannot be ended or a file not removed.
+pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), RegionError> {
+    let record = match Record::load(state) {
+        Ok(record) => Some(record),
+        Err(RegionError::Absent(_) | RegionError::Malformed { .. }) => None,
+        Err(other) => return Err(other),
+    };
+    let fail = |source| RegionError::File { path: state.to_path_buf(), doing: "ending a process of the region", source };
+    let known = |name: &str| record.as_ref().and_then(|record| record.services.get(name).copied());
+
+    let mut step = Step::begin(progress, "keeper");
+    let mut changed = end_all(known(services::KEEPER), &strays(state, &["vp-localcloud", "keeper"])).await.map_err(fail)?;
+    // A birth under way ends with its outer process; after the keeper is gone no other begins.
+    for birth in strays(state, &["vp-localcloud", "instance-init"]) {
+        changed |= process::kill(&birth).await.map_err(fail)?;
+    }
+    step.done(progress, changed);
+
+    step = Step::begin(progress, "instances");
+    changed = false;
+    for disk in Disk::all(state) {
+        if let Ok(Some(init)) = disk.init() {
+            changed |= process::kill(&init).await.map_err(fail)?;
+        }
+    }
+    step.done(progress, changed);
+
+    step = Step::begin(progress, "services");
+    changed = end_all(known(services::LAMBDA), &strays(state, &["vp-localcloud", "lambda"])).await.map_err(fail)?;
+    if let Some(record) = &record {
+        let function = format!("AWS_LAMBDA_RUNTIME_API={}:{}", network_of(record.network), checks::LAMBDA_PORT).into_bytes();
+        for left in process::find(|_, environment| environment.split(|byte| *byte == 0).any(|one| one.starts_with(&function))) {
+            changed |= process::kill(&left).await.map_err(fail)?;
+        }
+    }
+    changed |= end_all(known(services::S3), &strays(state, &["versitygw"])).await.map_err(fail)?;
+    changed |= end_all(known(services::CONTROL_API), &strays(state, &["launcher.py"])).await.map_err(fail)?;
+    step.done(progress, changed);
+
+    step = Step::begin(progress, "control groups");
+    let name = record.as_ref().map(|record| record.name.clone()).or_else(|| Config::load(state).ok().map(|config| config.name));
+    if let Some(name) = name {
+        cgroup::remove_region(&name);
+    }
+    step.done(progress, true);
+
+    step = Step::begin(progress, "state folder");
+    changed = !options.keep && state.exists();
+    if changed {
+        // The record goes last: a removal that is cut off can be repeated.
+        let remove = |path: &Path| if path.is_dir() && !path.is_symlink() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        let fail = |source| RegionError::File { path: state.to_path_buf(), doing: "removing the state folder", source };
+        let record = Record::path(state);
+        for entry in std::fs::read_dir(state).map_err(fail)?.flatten().filter(|entry| entry.path() != record) {
+            remove(&entry.path()).map_err(fail)?;
+        }
+        std::fs::remove_dir_all(state).map_err(fail)?;
+    }
+    step.done(progress, changed);
+    Ok(())
+}
+
+/// Processes of ours that name the state folder, recorded or not. `marks`: words that the command line must hold.
+fn strays(state: &Path, marks: &[&str]) -> Vec<RecordedProcess> {
+    process::find(|arguments, _| {
+        let holds = |mark: &&str| arguments.iter().take(4).any(|argument| Path::new(argument).file_name() == Some(OsStr::new(mark)));
+        marks.iter().all(|mark| holds(mark)) && process::names(arguments, state)
+    })
+}
+
+async fn end_all(recorded: Option<RecordedProcess>, strays: &[RecordedProcess]) -> std::io::Result<bool> {
+    let mut ended = false;
+    for one in recorded.iter().chain(strays) {
+        ended |= process::end(one, GRACE).await?;
+    }
+    Ok(ended)
+}
+
+/// A step being told of.
+pub(super) struct Step {
+    name: &'static str,
+    began: Instant,
+}
+
+impl Step {
+    pub(super) fn begin(progress: &mut (dyn FnMut(Progress) + Send), name: &'static str) -> Self {
+        progress(Progress::Started { step: name });
+        Self { name, began: Instant::now() }
+    }
+
+    pub(super) fn done(self, progress: &mut (dyn FnMut(Progress) + Send), changed: bool) {
+        progress(Progress::Done { step: self.name, took: self.began.elapsed(), changed });
+    }
+}

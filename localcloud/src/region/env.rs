@@ -1,0 +1,79 @@
+//! The exports with which programs that know nothing of vp reach the region.
+//! Where ZooKeeper and the Spark masters are at this moment only the coordinators know: here every node is named, which their clients
+//! accept (they try one after another); Kafka's brokers come from the object that the coordinators publish.
+
+use std::path::Path;
+
+use vp_cloud::s3::ObjectStore;
+use vp_cloud::{Endpoints, Session};
+
+use super::Record;
+use crate::keeper::launcher::Launcher;
+
+pub(super) async fn exports(record: &Record, state: &Path) -> Vec<(String, String)> {
+    let nodes = node_addresses(record).await;
+    let each = |port: u16| nodes.iter().map(|address| format!("{address}:{port}")).collect::<Vec<_>>().join(",");
+    let brokers = brokers(record).await.unwrap_or_else(|| each(9092));
+    let bucket = |which: &str| record.buckets.get(which).cloned().unwrap_or_default();
+    let text = |name: &str, value: String| (name.to_owned(), value);
+    vec![
+        text("AWS_ENDPOINT_URL", record.endpoint_url.clone()),
+        text("AWS_ENDPOINT_URL_S3", record.s3_endpoint_url.clone()),
+        text("AWS_ACCESS_KEY_ID", record.access_key_id.clone()),
+        text("AWS_SECRET_ACCESS_KEY", record.secret_access_key.clone()),
+        text("AWS_REGION", record.aws_region.clone()),
+        text("AWS_DEFAULT_REGION", record.aws_region.clone()),
+        text("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        text("KAFKA_BOOTSTRAP_SERVERS", brokers),
+        text("ZOOKEEPER_CONNECT", each(2181)),
+        text("SPARK_MASTER_URL", format!("spark://{}", each(7077))),
+        text("VP_UPLOADS_BUCKET", bucket("uploads")),
+        text("VP_RESULTS_BUCKET", bucket("results")),
+        text("VP_CLUSTER_BUCKET", bucket("cluster")),
+        text("VP_COORDINATORS", record.coordinators.join(",")),
+        text("VP_STATE", state.display().to_string()),
+    ]
+}
+
+/// The exports that do not change while a region lives, as a file for `source`.
+pub(super) fn file(record: &Record, state: &Path) -> String {
+    let bucket = |which: &str| record.buckets.get(which).cloned().unwrap_or_default();
+    [
+        ("AWS_ENDPOINT_URL", record.endpoint_url.clone()),
+        ("AWS_ENDPOINT_URL_S3", record.s3_endpoint_url.clone()),
+        ("AWS_ACCESS_KEY_ID", record.access_key_id.clone()),
+        ("AWS_SECRET_ACCESS_KEY", record.secret_access_key.clone()),
+        ("AWS_REGION", record.aws_region.clone()),
+        ("AWS_DEFAULT_REGION", record.aws_region.clone()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ("VP_UPLOADS_BUCKET", bucket("uploads")),
+        ("VP_RESULTS_BUCKET", bucket("results")),
+        ("VP_CLUSTER_BUCKET", bucket("cluster")),
+        ("VP_COORDINATORS", record.coordinators.join(",")),
+        ("VP_STATE", state.display().to_string()),
+    ]
+    .iter()
+    .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "'\\''")))
+    .collect()
+}
+
+async fn node_addresses(record: &Record) -> Vec<String> {
+    let listed = Launcher::new(&record.endpoint_url).instances().await.unwrap_or_default();
+    let nodes = listed.into_iter().filter(|one| one.state == "running" && one.tags.get("aws:autoscaling:groupName") == Some(&record.nodes_group));
+    nodes.map(|one| one.address).collect()
+}
+
+/// From the object that the leading coordinator keeps (contracts §5).
+async fn brokers(record: &Record) -> Option<String> {
+    let session = Session::load(Endpoints {
+        region: Some(record.aws_region.clone()),
+        endpoint_url: Some(record.endpoint_url.clone()),
+        s3_endpoint_url: Some(record.s3_endpoint_url.clone()),
+        credentials: Some((record.access_key_id.clone(), record.secret_access_key.clone())),
+    })
+    .await;
+    let (body, _) = ObjectStore::new(&session).get(record.buckets.get("cluster")?, "kafka/brokers.json").await.ok()?;
+    let object: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    let names: Vec<&str> = object.get("brokers")?.as_array()?.iter().filter_map(serde_json::Value::as_str).collect();
+    (!names.is_empty()).then(|| names.join(","))
+}
