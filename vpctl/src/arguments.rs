@@ -1,0 +1,249 @@
+//! The words of the command line: commands, options, their help. Nothing is done here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const AFTER: &str = "\
+Where the cluster is: --coordinators and --region-name, else VP_COORDINATORS, AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3,
+VP_UPLOADS_BUCKET, VP_RESULTS_BUCKET and AWS_*, else the local region `dev`.
+Exit codes: 0 well or healthy, 1 failed or unreachable, 2 degraded, 3 no tolerance left, 4 quorum lost, 64 wrong usage.";
+
+/// Looks after a vp cluster: what it does, why, and what happens when a machine dies.
+#[derive(Debug, Parser)]
+#[command(name = "vpctl", version, after_help = AFTER, disable_help_subcommand = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub place: PlaceArguments,
+    /// How the answer is written
+    #[arg(short = 'o', long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    pub format: Format,
+    /// Tell on standard error what the libraries do
+    #[arg(long, global = true)]
+    pub verbose: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the cluster is, as far as flags say.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlaceArguments {
+    /// Coordinators' addresses, with commas (port 7400 unless given)
+    #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT")]
+    pub coordinators: Vec<String>,
+    /// Name of a local region [default: dev]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub region_name: Option<String>,
+    /// State folder of a local region
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+/// How an answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// For people with wide screens
+    Wide,
+    /// For programs; keys as in docs/vpctl-json.md
+    Json,
+    /// The same as JSON, as YAML
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The cluster on one screen; the exit code says how it is
+    Status {
+        /// Show it again and again until Ctrl-C
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Instances: what they are, how they are, what they carry
+    Nodes,
+    /// Services and their slots: who holds what, in which generation
+    Roles,
+    /// What happened
+    Events {
+        /// Go on with what happens from now
+        #[arg(short, long)]
+        follow: bool,
+        /// Only events after this revision
+        #[arg(long, value_name = "REVISION", default_value_t = 0)]
+        after: u64,
+    },
+    /// What the coordinator is about to do, and what it waits for
+    Plan,
+    /// Why a slot is where it is, and what it waits for
+    Explain {
+        /// Role and index, e.g. kafka-2
+        #[arg(value_name = "SLOT")]
+        slot: String,
+    },
+    /// Move everything off an instance before it is taken away
+    Drain {
+        /// Instance id (a beginning that is unique will do) or address
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Take the drain back
+        #[arg(long)]
+        undo: bool,
+        /// Wait until nothing is left on it
+        #[arg(short, long, conflicts_with = "undo")]
+        wait: bool,
+        /// Give up waiting after so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        timeout: u64,
+    },
+    /// Upload videos to be processed
+    Submit(SubmitArguments),
+    /// Jobs: videos that were uploaded, and what became of them
+    Jobs {
+        #[command(subcommand)]
+        command: JobsCommand,
+    },
+    /// Kill an instance on purpose and measure how the cluster heals
+    Drill(DrillArguments),
+    /// A region of its own on this machine
+    Dev {
+        #[command(subcommand)]
+        command: DevCommand,
+    },
+    /// Completion for a shell: vpctl completion bash > …
+    Completion {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct SubmitArguments {
+    /// Video files
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Recipe to process them with
+    #[arg(short, long, default_value = "default", value_name = "NAME")]
+    pub recipe: String,
+    /// Wait for the results
+    #[arg(short, long)]
+    pub wait: bool,
+    /// Download the results into this folder and verify them (with several files: a folder each inside)
+    #[arg(long, value_name = "DIR", requires = "wait")]
+    pub output: Option<PathBuf>,
+    /// Give up waiting after so many seconds (the jobs go on)
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    pub timeout: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// The newest jobs
+    List {
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// One job in full
+    Show {
+        /// Job id (a beginning that is unique will do)
+        #[arg(value_name = "JOB")]
+        job: String,
+    },
+    /// Download a finished job's results and verify them
+    Fetch {
+        /// Job id (a beginning that is unique will do)
+        #[arg(value_name = "JOB")]
+        job: String,
+        /// Folder to write to
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        output: PathBuf,
+    },
+    /// Ask for a job to be given up
+    Cancel {
+        /// Job id (a beginning that is unique will do)
+        #[arg(value_name = "JOB")]
+        job: String,
+    },
+    /// Submit a finished job's video again, as a new job
+    Retry {
+        /// Job id (a beginning that is unique will do)
+        #[arg(value_name = "JOB")]
+        job: String,
+        /// Wait for the results
+        #[arg(short, long)]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct DrillArguments {
+    /// Instance to kill (id, unique beginning of one, or address) [default: the one with most slots]
+    #[arg(value_name = "NODE", conflicts_with_all = ["role", "coordinator"])]
+    pub node: Option<String>,
+    /// Kill an instance that holds a slot of this role
+    #[arg(long, value_name = "ROLE", conflicts_with = "coordinator")]
+    pub role: Option<String>,
+    /// Kill the instance of this coordinator
+    #[arg(long, value_name = "ID")]
+    pub coordinator: Option<u64>,
+    /// Kill it with nobody told (SIGKILL from outside; only in a local region)
+    #[arg(long)]
+    pub silent: bool,
+    /// Do it although no tolerance is left
+    #[arg(long)]
+    pub force: bool,
+    /// Stop measuring after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DevCommand {
+    /// Bring the region up, or repair it
+    Up {
+        /// N of 127.N.0.0/16 [default: the first free from 20]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(20..=254))]
+        network: Option<u8>,
+        /// Instances in the nodes group
+        #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=60))]
+        nodes: u32,
+        /// EC2 instance type
+        #[arg(long, value_name = "TYPE", default_value = "t3.small")]
+        instance_type: String,
+        /// Lease, milliseconds
+        #[arg(long, value_name = "MS", default_value_t = 4000)]
+        lease_ms: u64,
+        /// File with the wanted spec (YAML) instead of the default one
+        #[arg(long, value_name = "FILE")]
+        spec: Option<PathBuf>,
+        /// Do not wait until the cluster is healthy
+        #[arg(long)]
+        no_wait: bool,
+        /// Give up waiting for health after so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 240)]
+        timeout: u64,
+    },
+    /// Take the region away: processes, mounts, folder
+    Down {
+        /// Leave the state folder (logs, objects, disks)
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Services and instances of the region
+    Status,
+    /// The exports with which other programs reach it: eval "$(vpctl dev env)"
+    Env,
+    /// Logs of services, instances and slots; without a name: which there are
+    Logs {
+        /// A service (keeper), an instance id, or a slot (kafka-1)
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// Go on with what is written from now
+        #[arg(short, long)]
+        follow: bool,
+        /// Lines from the end
+        #[arg(short = 'n', long, default_value_t = 40)]
+        lines: usize,
+    },
+}

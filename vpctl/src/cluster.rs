@@ -1,0 +1,259 @@
+//! Calls to the coordinators: any of them answers `Status`, everything else goes to the one that leads.
+//!
+//! ```text
+//! status:  ask all at once ── first answer of one that says it leads, else the newest of all
+//! others:  ask one ── "not me, vp-leader says X" ──> ask X ── no answer ──> ask the next, until the time is over
+//! ```
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+use vp_proto::v1::operators_client::OperatorsClient;
+use vp_proto::v1::{
+    Accepted, ClusterStatus, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation,
+    PlanReport, PlanRequest, SlotRef, StatusRequest,
+};
+use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
+
+use crate::failure::Failure;
+
+/// One call's time, connecting included.
+const CALL: Duration = Duration::from_millis(2_500);
+/// How long a leader is looked for: two elections at the default lease.
+const SEARCH: Duration = Duration::from_secs(8);
+/// Between two rounds of asking.
+const ROUND: Duration = Duration::from_millis(250);
+
+/// The coordinators of one cluster, as operators see them.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    addresses: Vec<String>,
+}
+
+impl Cluster {
+    /// Addresses are `host:port`; at least one.
+    pub fn new(addresses: Vec<String>) -> Self {
+        Self { addresses }
+    }
+
+    fn tried(&self, reasons: &[String]) -> String {
+        if reasons.is_empty() {
+            self.addresses.join(", ")
+        } else {
+            reasons.join("; ")
+        }
+    }
+
+    /// The cluster as its leader sees it; without one, as the newest coordinator that answers does.
+    pub async fn status(&self) -> Result<ClusterStatus, Failure> {
+        let mut asked: FuturesUnordered<_> = self.addresses.iter().map(|a| ask_status(a)).collect();
+        let mut best: Option<ClusterStatus> = None;
+        let mut hint = None;
+        let mut reasons = Vec::new();
+        while let Some((address, answer)) = asked.next().await {
+            match answer {
+                Ok(status) => {
+                    let leader = leader_address(&status);
+                    if leader.as_deref() == Some(address) {
+                        return Ok(status);
+                    }
+                    let rank = |s: &ClusterStatus| (s.leader_id != 0, s.term, s.revision);
+                    if best.as_ref().is_none_or(|b| rank(b) < rank(&status)) {
+                        hint = leader;
+                        best = Some(status);
+                    }
+                }
+                Err(status) => reasons.push(format!("{address}: {}", why(&status))),
+            }
+        }
+        // A leader that is not among our addresses (they may be old) is asked too.
+        if let Some(leader) = hint.filter(|leader| !self.addresses.contains(leader))
+            && let (_, Ok(status)) = ask_status(&leader).await
+        {
+            return Ok(status);
+        }
+        best.ok_or_else(|| Failure::Unreachable {
+            tried: self.tried(&reasons),
+        })
+    }
+
+    /// What the leader is about to do and what it waits for.
+    pub async fn plan(&self) -> Result<PlanReport, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.plan(PlanRequest {}).await;
+        self.at_leader("plan", call).await
+    }
+
+    /// Why a slot is as it is.
+    pub async fn explain(&self, slot: SlotRef) -> Result<Explanation, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| {
+            client
+                .explain(ExplainRequest {
+                    slot: Some(slot.clone()),
+                })
+                .await
+        };
+        self.at_leader("explain", call).await
+    }
+
+    /// Events after a revision and, with `follow`, those to come. The stream has no time limit.
+    pub async fn events(
+        &self,
+        after_revision: u64,
+        follow: bool,
+    ) -> Result<Streaming<Event>, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| {
+            client
+                .events(Request::new(EventsRequest {
+                    after_revision,
+                    follow,
+                }))
+                .await
+        };
+        self.at_leader("events", call).await
+    }
+
+    /// Drains a node, or takes a drain back.
+    pub async fn drain(&self, instance_id: &str, undo: bool) -> Result<Accepted, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| {
+            client
+                .drain(DrainRequest {
+                    instance_id: instance_id.to_owned(),
+                    undo,
+                })
+                .await
+        };
+        self.at_leader("drain", call).await
+    }
+
+    async fn at_leader<T>(
+        &self,
+        what: &str,
+        call: impl AsyncFn(OperatorsClient<Channel>) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, Failure> {
+        let until = Instant::now() + SEARCH;
+        let mut hint: Option<String> = None;
+        let mut answered = false;
+        let mut reasons = Vec::new();
+        while Instant::now() < until {
+            let round: Vec<String> = hint
+                .take()
+                .into_iter()
+                .chain(self.addresses.iter().cloned())
+                .collect();
+            reasons.clear();
+            for address in round {
+                let client = match connect(&address).await {
+                    Ok(client) => client,
+                    Err(status) => {
+                        reasons.push(format!("{address}: {}", why(&status)));
+                        continue;
+                    }
+                };
+                let status = match tokio::time::timeout(CALL, call(client)).await {
+                    Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                    Ok(Err(status)) => status,
+                    Err(_) => Status::deadline_exceeded("no answer in time"),
+                };
+                reasons.push(format!("{address}: {}", why(&status)));
+                if let Some(leader) = leader_hint(status.metadata()) {
+                    answered = true;
+                    hint = Some(leader);
+                    break;
+                }
+                match status.code() {
+                    Code::FailedPrecondition => answered = true,
+                    Code::Unavailable
+                    | Code::DeadlineExceeded
+                    | Code::Cancelled
+                    | Code::Unknown => {}
+                    _ => return Err(refusal(what, &status)),
+                }
+            }
+            if hint.is_none() {
+                tokio::time::sleep(ROUND).await; // between rounds; the condition is an answer
+            }
+        }
+        let tried = self.tried(&reasons);
+        Err(if answered {
+            Failure::Leaderless { tried }
+        } else {
+            Failure::Unreachable { tried }
+        })
+    }
+}
+
+async fn ask_status(address: &str) -> (&str, Result<ClusterStatus, Status>) {
+    let ask = async {
+        let mut client = connect(address).await?;
+        Ok(client.status(StatusRequest {}).await?.into_inner())
+    };
+    let answer = tokio::time::timeout(CALL, ask).await;
+    (
+        address,
+        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))),
+    )
+}
+
+async fn connect(address: &str) -> Result<OperatorsClient<Channel>, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|e| Status::invalid_argument(e.to_string()))?
+        .connect_timeout(CALL)
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(2))
+        .keep_alive_while_idle(true);
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|e| Status::unavailable(crate::failure::chain(&e)))?;
+    Ok(OperatorsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// The leader's `host:port` as a status names it.
+pub fn leader_address(status: &ClusterStatus) -> Option<String> {
+    let leader = status
+        .coordinators
+        .iter()
+        .find(|c| c.leader || (status.leader_id != 0 && c.id == status.leader_id))?;
+    let address = leader.address.as_str();
+    Some(if address.contains(':') {
+        address.to_owned()
+    } else {
+        format!("{address}:{}", vp_proto::COORDINATOR_PORT)
+    })
+}
+
+fn leader_hint(metadata: &MetadataMap) -> Option<String> {
+    let text = metadata.get(LEADER_KEY)?.to_str().ok()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// One line for a person: the innermost cause says most ("connection refused").
+fn why(status: &Status) -> String {
+    let message = status.message();
+    let known = [
+        "onnection refused",
+        "no answer in time",
+        "imed out",
+        "unreachable",
+    ];
+    match known.iter().find(|k| message.contains(*k)) {
+        Some(&"onnection refused") => "connection refused".to_owned(),
+        Some(&"imed out") => "no answer in time".to_owned(),
+        _ if message.is_empty() => format!("{:?}", status.code()),
+        _ => message.to_owned(),
+    }
+}
+
+fn refusal(what: &str, status: &Status) -> Failure {
+    match status.code() {
+        Code::Unimplemented => Failure::Refused(format!(
+            "{what}: this coordinator does not know that call (an older version?)"
+        )),
+        _ => Failure::Refused(format!("{what}: {}", why(status))),
+    }
+}

@@ -1,0 +1,156 @@
+//! `events`: what happened, and with `--follow` what happens, over changes of the leader.
+
+use std::time::Duration;
+
+use crate::arguments::Format;
+use crate::cluster::Cluster;
+use crate::failure::Failure;
+use crate::terminal::{Screen, Tone};
+use crate::view::model::Event;
+use crate::view::units::moment;
+use crate::view::{self, json_line};
+
+/// Before a stream that broke is opened again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Prints events after a revision. Following ends with Ctrl-C.
+pub async fn events(
+    cluster: &Cluster,
+    screen: &Screen,
+    format: Format,
+    follow: bool,
+    after: u64,
+) -> Result<u8, Failure> {
+    let stop = tokio::signal::ctrl_c();
+    tokio::pin!(stop);
+    let mut seen = Seen {
+        revision: after,
+        count_at_revision: 0,
+    };
+    let mut silent = true;
+    loop {
+        let one = tokio::select! {
+            _ = &mut stop => return Ok(0),
+            one = stream_once(cluster, screen, format, follow, &mut seen) => one,
+        };
+        match one {
+            Ok(()) if !follow => return Ok(0),
+            Err(failure) if !follow || silent && seen.revision == after => return Err(failure),
+            Ok(()) => {}
+            Err(failure) => screen.complain(&failure),
+        }
+        silent = false;
+        tokio::select! {
+            _ = &mut stop => return Ok(0),
+            () = tokio::time::sleep(AGAIN) => {} // the stream broke; a new leader needs a moment
+        }
+    }
+}
+
+/// Where a broken stream goes on: several events may have one revision, so that one is asked for again and skipped over.
+struct Seen {
+    revision: u64,
+    count_at_revision: usize,
+}
+
+async fn stream_once(
+    cluster: &Cluster,
+    screen: &Screen,
+    format: Format,
+    follow: bool,
+    seen: &mut Seen,
+) -> Result<(), Failure> {
+    let after = if seen.count_at_revision > 0 {
+        seen.revision.saturating_sub(1)
+    } else {
+        seen.revision
+    };
+    let mut skip = seen.count_at_revision;
+    let again = seen.revision;
+    let mut stream = cluster.events(after, follow).await?;
+    if !follow && matches!(format, Format::Yaml) {
+        let mut all: Vec<Event> = Vec::new();
+        while let Some(event) = next(&mut stream).await? {
+            all.push(event);
+        }
+        return view::show(screen, format, &all, |_| String::new());
+    }
+    while let Some(event) = next(&mut stream).await? {
+        if event.revision == again && skip > 0 {
+            skip -= 1;
+            continue;
+        }
+        seen.count_at_revision = if event.revision == seen.revision {
+            seen.count_at_revision + 1
+        } else {
+            1
+        };
+        seen.revision = event.revision;
+        match format {
+            Format::Table | Format::Wide => screen.line(&line(&event, screen)),
+            Format::Json | Format::Yaml => screen.line(&json_line(&event)?),
+        }
+    }
+    Ok(())
+}
+
+async fn next(
+    stream: &mut tonic::Streaming<vp_proto::v1::Event>,
+) -> Result<Option<Event>, Failure> {
+    let next = stream
+        .message()
+        .await
+        .map_err(|s| Failure::Refused(format!("the stream of events broke: {}", s.message())))?;
+    Ok(next.map(Event::from))
+}
+
+/// One event for a person.
+pub fn line(event: &Event, screen: &Screen) -> String {
+    let time = screen.paint(
+        Tone::Dim,
+        &format!("{} {:>6}", moment(event.unix_ms), event.revision),
+    );
+    let kind = format!("{:<18}", event.kind);
+    let kind = screen.paint(tone(&event.kind), &kind);
+    format!("{time}  {kind} {:<22} {}", event.subject, event.detail)
+        .trim_end()
+        .to_owned()
+}
+
+fn tone(kind: &str) -> Tone {
+    let bad = [
+        "lost",
+        "refused",
+        "fenced",
+        "abandoned",
+        "failed",
+        "alarm",
+        "brake",
+    ];
+    let good = ["healthy", "joined", "returned", "founded"];
+    if bad.iter().any(|w| kind.contains(w)) {
+        Tone::Bad
+    } else if good.iter().any(|w| kind.contains(w)) {
+        Tone::Good
+    } else {
+        Tone::Plain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let event = Event {
+            revision: 41,
+            unix_ms: 1_795_464_904_123,
+            kind: "slot granted".to_owned(),
+            subject: "kafka-2".to_owned(),
+            detail: "to i-1, generation 41".to_owned(),
+        };
+        let golden = "2026-11-23 20:15:04.123     41  slot granted       kafka-2                to i-1, generation 41";
+        assert_eq!(line(&event, &Screen::plain()), golden);
+    }
+}

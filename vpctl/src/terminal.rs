@@ -1,0 +1,180 @@
+//! What can be shown here: colours and bars only on a terminal, plain lines otherwise; and text that survives a closed pipe.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::failure::{Failure, chain};
+
+/// What a piece of text means; colours follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    Plain,
+    Good,
+    Warn,
+    Bad,
+    Dim,
+    Bold,
+}
+
+/// The two output streams of this process and what they can show.
+#[derive(Debug, Clone)]
+pub struct Screen {
+    colour: bool,
+    colour_err: bool,
+    live: bool,
+    redraws: bool,
+}
+
+impl Screen {
+    /// Looks at the streams and at `NO_COLOR` and `TERM`.
+    pub fn detect() -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let (out, err) = (
+            std::io::stdout().is_terminal(),
+            std::io::stderr().is_terminal(),
+        );
+        Self {
+            colour: wanted && out,
+            colour_err: wanted && err,
+            live: err,
+            redraws: out,
+        }
+    }
+
+    /// Neither colours nor bars, for tests.
+    #[cfg(test)]
+    pub fn plain() -> Self {
+        Self {
+            colour: false,
+            colour_err: false,
+            live: false,
+            redraws: false,
+        }
+    }
+
+    /// True when progress can be drawn over itself (standard error is a terminal).
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// The text in the colour of its meaning, for standard output.
+    pub fn paint(&self, tone: Tone, text: &str) -> String {
+        painted(self.colour, tone, text)
+    }
+
+    /// The text over the last one on a terminal; elsewhere below it, after an empty line.
+    pub fn redrawn(&self, text: &str) -> String {
+        if !self.redraws {
+            return format!("{text}\n");
+        }
+        // Home, then each line clears what was right of it, then everything below: no flicker.
+        format!("\u{1b}[H{}\u{1b}[J", text.replace('\n', "\u{1b}[K\n"))
+    }
+
+    /// Writes one line to standard output.
+    pub fn line(&self, text: &str) {
+        self.text(&format!("{text}\n"));
+    }
+
+    /// Writes text to standard output as it is. A reader that has gone away (`vpctl events | head`) ends the program quietly.
+    pub fn text(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        if out
+            .write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .is_err()
+        {
+            std::process::exit(0);
+        }
+    }
+
+    /// A line about the work itself, on standard error, so that standard output stays an answer.
+    pub fn note(&self, text: &str) {
+        // Nobody is left to tell when standard error is closed.
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+
+    /// A note with a tone.
+    pub fn toned(&self, tone: Tone, text: &str) -> String {
+        painted(self.colour_err, tone, text)
+    }
+
+    /// Tells why the command ended and what to do next.
+    pub fn complain(&self, failure: &Failure) {
+        self.note(&format!(
+            "{} {}",
+            self.toned(Tone::Bad, "vpctl:"),
+            chain(failure)
+        ));
+        if let Some(next) = failure.next_step() {
+            self.note(&format!("  {next}"));
+        }
+    }
+
+    /// A group of bars, hidden where nobody would see them move.
+    pub fn bars(&self) -> MultiProgress {
+        let target = if self.live {
+            indicatif::ProgressDrawTarget::stderr()
+        } else {
+            indicatif::ProgressDrawTarget::hidden()
+        };
+        MultiProgress::with_draw_target(target)
+    }
+}
+
+fn painted(on: bool, tone: Tone, text: &str) -> String {
+    let code = match tone {
+        Tone::Plain => return text.to_owned(),
+        Tone::Good => "32",
+        Tone::Warn => "33",
+        Tone::Bad => "31;1",
+        Tone::Dim => "2",
+        Tone::Bold => "1",
+    };
+    if on {
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// A bar that counts bytes.
+pub fn bytes_bar(bars: &MultiProgress, name: &str, total: u64) -> ProgressBar {
+    let bar = bars.add(ProgressBar::new(total));
+    styled(
+        &bar,
+        "{prefix:<28!} {msg:<11} {wide_bar} {bytes:>10}/{total_bytes:<10} {eta:>4}",
+    );
+    bar.set_prefix(name.to_owned());
+    bar
+}
+
+/// A bar that counts segments.
+pub fn segments_bar(bars: &MultiProgress, name: &str) -> ProgressBar {
+    let bar = bars.add(ProgressBar::new(0));
+    styled(
+        &bar,
+        "{prefix:<28!} {msg:<11} {wide_bar} {pos:>5}/{len:<5} segments {elapsed:>4}",
+    );
+    bar.set_prefix(name.to_owned());
+    bar
+}
+
+/// A line that lives while a step is under way.
+pub fn spinner(bars: &MultiProgress, name: &str) -> ProgressBar {
+    let bar = bars.add(ProgressBar::new_spinner());
+    styled(&bar, "{spinner} {prefix} {msg} {elapsed}");
+    bar.set_prefix(name.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+fn styled(bar: &ProgressBar, template: &str) {
+    // The templates are constants; a wrong one leaves indicatif's default style, never a panic.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+}
