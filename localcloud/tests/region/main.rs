@@ -1,0 +1,7 @@
+//! Real local regions with a tiny image that knows nothing of vp: instances, metadata, volumes, repair, and nothing left behind.
+//! Needs the fetched components (moto, versitygw); conditions are waited for, nothing sleeps instead of one.
+
+mod bed;
+mod keeper;
+mod life;
+mod metadata;
