@@ -1,0 +1,77 @@
+//! Files that survive a power cut: written beside, synced, renamed, and the folder synced.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// A file that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {path}")]
+pub struct FileError {
+    /// What was tried, a verb.
+    pub what: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`: names the deed and the path.
+    pub fn of(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self { what, path, source }
+    }
+}
+
+/// Replaces `path` by `bytes`, durably: after it returns the new content survives a power cut, before it the old one does.
+///
+/// # Errors
+/// The file system's, with the path.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    rename_in(path, bytes, true)?;
+    File::open(folder).and_then(|dir| dir.sync_all()).map_err(FileError::of("sync", folder))
+}
+
+/// Replaces `path` by `bytes` at one instant for readers, without asking the disk to hold it: for files made anew after a boot.
+///
+/// # Errors
+/// The file system's, with the path.
+pub fn replace_volatile(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    rename_in(path, bytes, false)
+}
+
+fn rename_in(path: &Path, bytes: &[u8], sync: bool) -> Result<(), FileError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        if sync { file.sync_all() } else { Ok(()) }
+    };
+    write().map_err(FileError::of("write", &new))?;
+    fs::rename(&new, path).map_err(FileError::of("replace", path))
+}
+
+/// The file's bytes, or none when it does not exist.
+///
+/// # Errors
+/// Any other failure to read.
+pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(FileError::of("read", path)(error)),
+    }
+}
+
+/// Makes a folder and those above it.
+///
+/// # Errors
+/// The file system's, with the path.
+pub fn make_folder(path: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(path).map_err(FileError::of("make", path))
+}

@@ -1,0 +1,135 @@
+//! What the heartbeat says of a slot, from what the supervisor and the probe know. Pure.
+
+use std::time::Duration;
+
+use vp_proto::v1::{Phase, SlotObservation};
+
+use crate::clock::Instant;
+use crate::probes::Health;
+use crate::reconcile::{Process, Waiting};
+use crate::slot::Slot;
+use crate::supervisor::Status;
+
+/// One bad answer in a row is noise of a busy machine; the second is news.
+const FAILURES_THAT_COUNT: u32 = 2;
+
+/// Everything known of one slot.
+pub struct Facts<'a> {
+    /// Which.
+    pub slot: &'a Slot,
+    /// Wanted generation, or the running one when nothing is wanted.
+    pub generation: u64,
+    /// Asked to stop and given back.
+    pub released: bool,
+    /// Its process.
+    pub status: Status,
+    /// Its probe, while it runs.
+    pub health: Option<Health>,
+    /// What it waits for.
+    pub waiting: Option<&'a Waiting>,
+    /// The last failure, for a person.
+    pub failure: &'a str,
+    /// Starts after the first.
+    pub restarts: u32,
+    /// Until then a failing probe means "starting".
+    pub start_timeout: Duration,
+}
+
+impl Waiting {
+    /// A sentence for a person.
+    pub fn sentence(&self, now: Instant) -> String {
+        match self {
+            Self::Gate(gate) => format!("waiting for {gate}"),
+            Self::Volume(volume) => format!("waiting for volume {volume} to be attached"),
+            Self::Lease => "waiting for the coordinators to grant its lease".into(),
+            Self::Backoff(until) => format!("starts again in {:.1} s", until.since(now).as_secs_f64()),
+            Self::Role => "this image has no such role".into(),
+            Self::Refused { generation, known } => format!("generation {generation} is refused: {known} was accepted or given back here"),
+        }
+    }
+}
+
+/// The observation at `now`.
+pub fn observation(facts: &Facts<'_>, now: Instant) -> SlotObservation {
+    let (phase, generation) = match facts.status.process {
+        Process::Running { generation } => (running(facts, now), generation),
+        Process::Stopping { generation, .. } => (Phase::Stopping, generation),
+        Process::Leftovers => (Phase::Stopping, facts.generation),
+        Process::None if facts.released => (Phase::Stopped, facts.generation),
+        Process::None => match facts.waiting {
+            Some(Waiting::Backoff(_)) => (Phase::Backoff, facts.generation),
+            _ => (Phase::Waiting, facts.generation),
+        },
+    };
+    let health = facts.health.clone().unwrap_or_default();
+    let waits = facts.waiting.map(|waiting| waiting.sentence(now)).unwrap_or_default();
+    let message = match phase {
+        Phase::Healthy => String::new(),
+        Phase::Starting | Phase::Unhealthy => health.message,
+        _ if facts.failure.is_empty() => waits,
+        _ if waits.is_empty() => facts.failure.to_owned(),
+        _ => format!("{}; {waits}", facts.failure),
+    };
+    SlotObservation {
+        slot: Some(facts.slot.to_wire()),
+        generation,
+        phase: phase as i32,
+        message,
+        pid: facts.status.pid,
+        restarts: facts.restarts,
+        facts: health.facts.into_iter().collect(),
+    }
+}
+
+fn running(facts: &Facts<'_>, now: Instant) -> Phase {
+    let Some(health) = &facts.health else { return Phase::Starting };
+    let overdue = now.since(facts.status.started) > facts.start_timeout;
+    match (health.ever_good, health.failures) {
+        (true, failures) if failures < FAILURES_THAT_COUNT => Phase::Healthy,
+        (true, _) => Phase::Unhealthy,
+        (false, failures) if overdue && failures > 0 => Phase::Unhealthy,
+        (false, _) => Phase::Starting,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phase(process: Process, health: Option<Health>, waiting: Option<Waiting>, ran_s: u64) -> Phase {
+        let slot = Slot::new("kafka", 1).unwrap();
+        let now = Instant(1_000_000_000_000);
+        let status = Status { process, pid: 1, started: Instant(now.0 - ran_s * 1_000_000_000) };
+        let start_timeout = Duration::from_secs(60);
+        let facts = Facts {
+            slot: &slot, generation: 3, released: false, status, health, waiting: waiting.as_ref(), failure: "", restarts: 0, start_timeout,
+        };
+        observation(&facts, now).phase()
+    }
+
+    const RUNNING: Process = Process::Running { generation: 3 };
+
+    fn health(ever_good: bool, failures: u32) -> Option<Health> {
+        Some(Health { ever_good, failures, ..Health::default() })
+    }
+
+    #[test]
+    fn a_role_is_starting_until_its_probe_was_good_or_its_time_is_up() {
+        assert_eq!(phase(RUNNING, None, None, 1), Phase::Starting);
+        assert_eq!(phase(RUNNING, health(false, 9), None, 59), Phase::Starting);
+        assert_eq!(phase(RUNNING, health(false, 9), None, 61), Phase::Unhealthy);
+        assert_eq!(phase(RUNNING, health(true, 0), None, 1), Phase::Healthy);
+    }
+
+    #[test]
+    fn one_bad_answer_is_noise_and_two_are_unhealthy() {
+        assert_eq!(phase(RUNNING, health(true, 1), None, 5), Phase::Healthy);
+        assert_eq!(phase(RUNNING, health(true, 2), None, 5), Phase::Unhealthy);
+    }
+
+    #[test]
+    fn a_slot_without_a_process_waits_or_backs_off() {
+        assert_eq!(phase(Process::None, None, Some(Waiting::Lease), 0), Phase::Waiting);
+        assert_eq!(phase(Process::None, None, Some(Waiting::Backoff(Instant(0))), 0), Phase::Backoff);
+    }
+}

@@ -1,0 +1,274 @@
+//! The session with the leading coordinator, on a thread of its own so that no busy control loop delays a heartbeat: find the
+//! leader, say hello, heartbeat every quarter of a lease, renew leases and guards from its answers, hand on what it wants.
+//! It waits for no disk and decides nothing.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, timeout};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
+use vp_proto::v1::agents_client::AgentsClient;
+use vp_proto::v1::{AgentMessage, CoordinatorMessage, Heartbeat, Hello, Released, Welcome, agent_message, coordinator_message};
+use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
+
+use crate::clock::Instant;
+use crate::guard;
+use crate::settings::Settings;
+use crate::shared::Shared;
+use crate::slot::Slot;
+
+/// Why a session ended; what to do next depends on it.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    /// Go there.
+    #[error("another coordinator leads")]
+    Redirect(Option<SocketAddr>),
+    /// A person must act; ask again rarely.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Try the next.
+    #[error("unreachable")]
+    Unreachable(#[from] tonic::transport::Error),
+    /// Try the next.
+    #[error("ended: {0}")]
+    Ended(String),
+    /// Try the next.
+    #[error("no {what} within {ms} ms")]
+    Silent { what: &'static str, ms: u128 },
+}
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(5);
+
+/// What the agent says of itself first.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Random per agent state folder.
+    pub boot_id: String,
+}
+
+/// Runs for ever.
+pub async fn run(settings: Arc<Settings>, identity: Identity, shared: Arc<Shared>) {
+    let mut session = Session { settings, identity, shared, sequence: 0 };
+    let mut pause = SHORTEST_PAUSE;
+    let mut hints = VecDeque::new();
+    let mut next = 0;
+    let mut failures = 0;
+    loop {
+        let count = session.settings.coordinators.len();
+        let (target, hinted) = match hints.pop_front() {
+            Some(hint) => (hint, true),
+            None => (session.settings.coordinators[next % count], false),
+        };
+        let before = session.sequence;
+        let ended = session.with(target).await;
+        if session.sequence > before {
+            // It was a session: begin anew.
+            (pause, failures) = (SHORTEST_PAUSE, 0);
+        }
+        failures += 1;
+        let mut wait = None;
+        match &ended {
+            SessionError::Redirect(Some(leader)) if !hinted && session.settings.coordinators.contains(leader) => {
+                hints.push_back(*leader);
+                continue;
+            }
+            SessionError::Refused(reason) => {
+                tracing::warn!(coordinator = %target, reason, "refused by a coordinator");
+                wait = Some(PAUSE_AFTER_REFUSAL);
+            }
+            error => tracing::debug!(coordinator = %target, error = %Chain(error), "no session"),
+        }
+        next += 1;
+        if wait.is_some() || failures % count == 0 {
+            tokio::time::sleep(wait.unwrap_or_else(|| jitter(pause))).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// Shows an error with its causes.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        std::iter::successors(self.0.source(), |cause| cause.source()).try_for_each(|cause| write!(f, ": {cause}"))
+    }
+}
+
+/// Between half of `pause` and all of it, so that agents do not come in step.
+fn jitter(pause: Duration) -> Duration {
+    let random = Instant::now().0 ^ u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let half = pause / 2;
+    half + half.mul_f64((random >> 3 & 0xff) as f64 / 255.0)
+}
+
+struct Session {
+    settings: Arc<Settings>,
+    identity: Identity,
+    shared: Arc<Shared>,
+    sequence: u64,
+}
+
+impl Session {
+    /// One session with `target`, until it ends.
+    async fn with(&mut self, target: SocketAddr) -> SessionError {
+        match self.converse(target).await {
+            Ok(()) => SessionError::Ended("closed by the coordinator".into()),
+            Err(error) => error,
+        }
+    }
+
+    async fn converse(&mut self, target: SocketAddr) -> Result<(), SessionError> {
+        let lease = self.settings.lease;
+        let patience = (lease / 2).max(Duration::from_millis(500));
+        // Both together shorter than half a lease: a partition is noticed in time to go elsewhere.
+        let keep_alive = lease / 5;
+        let channel = Endpoint::from_shared(format!("http://{target}"))?
+            .local_address(Some(self.settings.node.address))
+            .connect_timeout(lease / 4)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(keep_alive)
+            .keep_alive_timeout(keep_alive)
+            .keep_alive_while_idle(true)
+            .connect()
+            .await?;
+        let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (to_leader, messages) = mpsc::channel(16);
+        let hello = AgentMessage { body: Some(agent_message::Body::Hello(self.hello())) };
+        to_leader.try_send(hello).map_err(|_| SessionError::Ended("stream closed".into()))?;
+        let silent = |what| move |_| SessionError::Silent { what, ms: patience.as_millis() };
+        let opened = timeout(patience, client.session(ReceiverStream::new(messages))).await.map_err(silent("answer"))?;
+        let mut answers = opened.map_err(|status| ended(&status))?.into_inner();
+        let first = timeout(patience, answers.next()).await.map_err(silent("welcome"))?;
+        let welcome = match first.map(|answer| answer.map(|message| message.body)) {
+            Some(Ok(Some(coordinator_message::Body::Welcome(welcome)))) => welcome,
+            Some(Err(status)) => return Err(ended(&status)),
+            Some(Ok(_)) => return Err(SessionError::Ended("the first message was no welcome".into())),
+            None => return Err(SessionError::Ended("closed before the welcome".into())),
+        };
+        tracing::info!(coordinator = %target, session = welcome.session, term = welcome.term, "session opened");
+        self.shared.leases().new_session();
+        let outcome = self.beat(&welcome, &to_leader, &mut answers).await;
+        tracing::info!(coordinator = %target, session = welcome.session, "session over");
+        outcome
+    }
+
+    async fn beat(
+        &mut self,
+        welcome: &Welcome,
+        to_leader: &mpsc::Sender<AgentMessage>,
+        answers: &mut Streaming<CoordinatorMessage>,
+    ) -> Result<(), SessionError> {
+        let lease = Duration::from_millis(welcome.lease_ms.clamp(500, 60_000));
+        let every = Duration::from_millis(welcome.heartbeat_ms).clamp(Duration::from_millis(50), lease / 3);
+        let patience = lease / 2;
+        let shared = self.shared.clone();
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // News may be told early, but no more often than this.
+        let quick = every / 4;
+        let mut sent_at = tokio::time::Instant::now();
+        let mut heard = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                answer = answers.next() => match answer {
+                    Some(Ok(message)) => if self.answer(message, lease) { heard = tokio::time::Instant::now() },
+                    Some(Err(status)) => return Err(ended(&status)),
+                    None => return Ok(()),
+                },
+                _ = ticks.tick() => {
+                    // Connected is not led: a leader cut off from its quorum stays silent, another may lead.
+                    if heard.elapsed() > patience {
+                        return Err(SessionError::Silent { what: "acknowledgement", ms: patience.as_millis() });
+                    }
+                    self.send(to_leader);
+                    sent_at = tokio::time::Instant::now();
+                }
+                () = shared.reported.notified() => if sent_at.elapsed() >= quick {
+                    self.send(to_leader);
+                    sent_at = tokio::time::Instant::now();
+                },
+            }
+        }
+    }
+
+    /// Sends a heartbeat and our word for what was given back. A full channel means the network is behind: the next one tells the truth again.
+    fn send(&mut self, to_leader: &mpsc::Sender<AgentMessage>) {
+        let report = self.shared.report().clone();
+        self.sequence += 1;
+        let heartbeat = Heartbeat { sequence: self.sequence, slots: report.slots, measures: Some(report.measures) };
+        // Before it leaves: a deadline may be too early, never too late.
+        self.shared.leases().sent(self.sequence, Instant::now(), report.pairs);
+        let said = report.released.into_iter().map(|slot| agent_message::Body::Released(Released { slot: Some(slot) }));
+        for body in std::iter::once(agent_message::Body::Heartbeat(heartbeat)).chain(said) {
+            let _ = to_leader.try_send(AgentMessage { body: Some(body) });
+        }
+    }
+
+    /// True when it was an acknowledgement.
+    fn answer(&mut self, message: CoordinatorMessage, lease: Duration) -> bool {
+        match message.body {
+            Some(coordinator_message::Body::Ack(ack)) => {
+                let named: Vec<(Slot, u64)> =
+                    ack.renewed.iter().filter_map(|pair| Some((Slot::try_from(pair.slot.as_ref()?).ok()?, pair.generation))).collect();
+                let renewals = self.shared.leases().acknowledged(ack.sequence, &named, lease);
+                let guards = self.shared.report().guards.clone();
+                let mut first = false;
+                for renewal in renewals {
+                    for (_, generation, run_dir) in guards.iter().filter(|(slot, g, _)| *slot == renewal.slot && *g == renewal.generation) {
+                        if let Err(error) = guard::renew(run_dir, *generation, renewal.deadline) {
+                            tracing::debug!(slot = %renewal.slot, %error, "guard not renewed");
+                        }
+                    }
+                    first |= !guards.iter().any(|(slot, _, _)| *slot == renewal.slot);
+                }
+                if first {
+                    // Something may have waited for just this.
+                    self.shared.wake.notify_one();
+                }
+                true
+            }
+            Some(coordinator_message::Body::Desired(desired)) => {
+                self.shared.desired.send_replace(Some(Arc::new(desired)));
+                false
+            }
+            Some(coordinator_message::Body::Welcome(_)) | None => false,
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let node = &self.settings.node;
+        Hello {
+            cluster: self.settings.cluster.clone(),
+            instance_id: node.instance_id.clone(),
+            address: node.address.to_string(),
+            identity_document: self.settings.identity.0.clone(),
+            identity_signature: self.settings.identity.1.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            boot_id: self.identity.boot_id.clone(),
+            cpu_millis: node.vcpus * 1000,
+            memory_mib: node.memory_mib,
+        }
+    }
+}
+
+fn ended(status: &Status) -> SessionError {
+    match status.code() {
+        Code::FailedPrecondition => {
+            let leader = status.metadata().get(LEADER_KEY).and_then(|value| value.to_str().ok());
+            SessionError::Redirect(leader.and_then(|leader| leader.parse().ok()))
+        }
+        Code::PermissionDenied | Code::InvalidArgument | Code::Unauthenticated => SessionError::Refused(status.message().to_owned()),
+        code => SessionError::Ended(format!("{code:?}: {}", status.message())),
+    }
+}
