@@ -1,0 +1,30 @@
+//! The replicated log as a library: `node` decides nothing by itself and drives raft-rs in its documented order, `task` gives
+//! it a thread, a clock and a handle. Transport is `peers`, the disk is `storage`, the meaning of commands is a [`Machine`].
+//!
+//! ```text
+//! propose ─┐                    ┌─ outbox ──> peers
+//! peers ───┼─> task ─> node ────┼─ store  ──> storage (one sync a round)
+//! ticks ───┘                    └─ apply  ──> machine ──> replies
+//! ```
+
+pub mod logger;
+pub mod node;
+pub mod task;
+
+pub use node::{Config, Machine, Node, NodeError, Outbox};
+pub use task::{
+    Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, start,
+};
+
+use crate::storage::{DiskStore, Identity, StoreOptions};
+
+/// Opens the member whose disk is `directory`, bootstrapping an empty one with `config.voters`.
+pub fn open<M: Machine>(
+    directory: &std::path::Path,
+    identity: &Identity,
+    config: Config,
+    machine: M,
+) -> Result<Node<DiskStore, M>, NodeError> {
+    let store = DiskStore::open(directory, identity, StoreOptions::default())?;
+    Node::new(config, store, machine)
+}
