@@ -46,7 +46,7 @@ pub enum Format {
     Table,
     /// For people with wide screens
     Wide,
-    /// For programs; keys as in docs/vpctl-json.md
+    /// For programs; its keys are described in vpctl/README.md
     Json,
     /// The same as JSON, as YAML
     Yaml,

@@ -138,6 +138,8 @@ impl Cluster {
         let until = Instant::now() + SEARCH;
         let mut hint: Option<String> = None;
         let mut answered = false;
+        // A call that went out and never came back may have taken effect.
+        let mut unanswered = false;
         let mut reasons = Vec::new();
         while Instant::now() < until {
             let round: Vec<String> = hint
@@ -159,6 +161,7 @@ impl Cluster {
                     Ok(Err(status)) => status,
                     Err(_) => Status::deadline_exceeded("no answer in time"),
                 };
+                unanswered |= status.code() == Code::DeadlineExceeded;
                 reasons.push(format!("{address}: {}", why(&status)));
                 if let Some(leader) = leader_hint(status.metadata()) {
                     answered = true;
@@ -166,7 +169,10 @@ impl Cluster {
                     break;
                 }
                 match status.code() {
-                    Code::FailedPrecondition => answered = true,
+                    // Not the leader, and it knows of none; without that key it is the leader's own refusal.
+                    Code::FailedPrecondition if status.metadata().contains_key(LEADER_KEY) => {
+                        answered = true
+                    }
                     Code::Unavailable
                     | Code::DeadlineExceeded
                     | Code::Cancelled
@@ -179,6 +185,11 @@ impl Cluster {
             }
         }
         let tried = self.tried(&reasons);
+        if unanswered && what == "drain" {
+            return Err(Failure::Unknown {
+                what: format!("{what} ({tried})"),
+            });
+        }
         Err(if answered {
             Failure::Leaderless { tried }
         } else {

@@ -177,8 +177,9 @@ fn with_port(address: &str) -> Result<String, Failure> {
     }
     match address.rsplit_once(':') {
         None if address.is_empty() => wrong("it is empty"),
+        _ if address.contains('/') => wrong("HOST or HOST:PORT is allowed, without a scheme"),
         None => Ok(format!("{address}:{COORDINATOR_PORT}")),
-        Some((host, _)) if host.is_empty() || host.contains(['/', ':']) => {
+        Some((host, _)) if host.is_empty() || host.contains(':') => {
             wrong("HOST or HOST:PORT is allowed")
         }
         Some((_, port)) if port.parse::<u16>().is_err() => {

@@ -2,6 +2,7 @@
 
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
+use vp_jobs::{JobId, keys};
 
 use super::results::{self, Job};
 use super::watch_job::until_over;
@@ -191,7 +192,7 @@ fn show_text(job: &Job, screen: &Screen) -> String {
 
 #[derive(Debug, Serialize)]
 struct CancelRecord<'a> {
-    job: &'a str,
+    job: &'a JobId,
     requested_unix_ms: u64,
 }
 
@@ -214,7 +215,7 @@ async fn cancel(pipeline: &Pipeline, screen: &Screen, name: &str) -> Result<u8, 
         .store
         .put_if_absent(
             &pipeline.results,
-            &format!("jobs/{id}/cancel.json"),
+            &keys::cancel(&id),
             body.into(),
             "application/json",
         )
@@ -259,7 +260,7 @@ async fn retry(
         .store
         .copy(bucket, key, &pipeline.uploads, &fresh)
         .await?;
-    let new = results::job_id(&pipeline.uploads, &fresh, &etag, recipe);
+    let new = JobId::of(&pipeline.uploads, &fresh, &etag, recipe);
     if !wait {
         let answer = serde_json::json!({"job": new, "retry_of": id, "key": fresh});
         view::show(screen, format, &answer, |_| {

@@ -3,66 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use vp_cloud::s3::StoreError;
+use vp_jobs::records::{Closed, JobResult, Manifest, Output, State, Submitted};
+use vp_jobs::{JobId, Plan, Progress, keys};
 
 use crate::failure::Failure;
 use crate::place::Pipeline;
-
-/// `jobs/JOB/submitted.json`.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Submitted {
-    pub bucket: String,
-    pub key: String,
-    pub size: u64,
-    pub recipe: String,
-    pub submitted_unix_ms: u64,
-}
-
-/// What progress needs of `jobs/JOB/plan.json`.
-#[derive(Debug, Clone, Deserialize)]
-struct PlanRecord {
-    recipe: PlanRecipe,
-    segments: Vec<serde::de::IgnoredAny>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct PlanRecipe {
-    outputs: Vec<PlanOutput>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct PlanOutput {
-    name: String,
-}
-
-/// `jobs/JOB/result.json` and `closed.json`.
-#[derive(Debug, Clone, Deserialize)]
-struct ResultRecord {
-    state: String,
-    reason: Option<String>,
-    #[serde(default)]
-    outputs: Vec<Output>,
-    closed_unix_ms: Option<u64>,
-}
-
-/// One file of a result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Output {
-    pub name: String,
-    pub key: String,
-    pub bytes: u64,
-    pub sha256: String,
-    pub content_type: String,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Manifest {
-    outputs: Vec<Output>,
-}
 
 /// A job as `vpctl jobs` shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -94,59 +44,67 @@ impl Job {
     }
 }
 
-/// The id of a job: first 20 hex digits of SHA-256 over bucket, key, entity tag and recipe, with NUL between.
-pub fn job_id(bucket: &str, key: &str, etag: &str, recipe: &str) -> String {
-    let digest = Sha256::digest([bucket, key, etag.trim_matches('"'), recipe].join("\0"));
-    hex::encode(digest)[..20].to_owned()
-}
-
 /// Reads everything known of a job. A job nobody has taken yet is `submitted`.
-pub async fn read(pipeline: &Pipeline, job: &str) -> Result<Job, Failure> {
-    let record = |name: &str| format!("jobs/{job}/{name}.json");
-    let submitted_key = record("submitted");
-    let closed_key = record("closed");
+pub async fn read(pipeline: &Pipeline, job: &JobId) -> Result<Job, Failure> {
+    let (submitted_key, closed_key) = (keys::submitted(job), keys::closed(job));
     let (submitted, closed) = tokio::try_join!(
         fetch::<Submitted>(pipeline, &submitted_key),
-        fetch::<ResultRecord>(pipeline, &closed_key)
+        fetch::<Closed>(pipeline, &closed_key)
     )?;
     let mut view = blank(job, submitted);
     if let Some(closed) = closed {
-        view.state = closed.state;
-        view.reason = closed.reason;
-        view.outputs = closed.outputs;
-        view.closed_unix_ms = closed.closed_unix_ms;
+        view.state = state_word(closed.result.state).to_owned();
+        view.reason = closed.result.reason;
+        view.outputs = closed.result.outputs;
+        view.closed_unix_ms = Some(closed.closed_unix_ms);
         return Ok(view);
     }
-    let (plan_key, result_key, cancel_key) = (record("plan"), record("result"), record("cancel"));
+    let (plan_key, result_key, cancel_key) =
+        (keys::plan(job), keys::result(job), keys::cancel(job));
     let (plan, result, cancel) = tokio::try_join!(
-        fetch::<PlanRecord>(pipeline, &plan_key),
-        fetch::<ResultRecord>(pipeline, &result_key),
+        fetch::<Plan>(pipeline, &plan_key),
+        fetch::<JobResult>(pipeline, &result_key),
         fetch::<serde::de::IgnoredAny>(pipeline, &cancel_key)
     )?;
     view.cancel_requested = cancel.is_some();
     if let Some(result) = result {
         // The stream has decided, publish has not closed it yet.
-        view.state = if result.state == "processing" {
-            result.state
+        view.state = if result.state.is_final() {
+            "closing"
         } else {
-            "closing".to_owned()
-        };
+            "processing"
+        }
+        .to_owned();
         view.reason = result.reason;
         view.outputs = result.outputs;
     } else if plan.is_some() {
         view.state = "queued".to_owned();
     }
     if let Some(plan) = plan {
-        view.segments_total = u64::try_from(plan.segments.len()).ok();
-        view.segments_done = segments_done(pipeline, job, plan.recipe.outputs.len()).await?;
+        let listed = pipeline
+            .store
+            .list(&pipeline.results, &keys::segment_outputs(job))
+            .await?;
+        let progress = Progress::of(&plan, listed.iter().map(|l| l.key.as_str()));
+        view.segments_done = u64::from(progress.done);
+        view.segments_total = Some(u64::from(progress.total));
     }
     Ok(view)
 }
 
-fn blank(job: &str, submitted: Option<Submitted>) -> Job {
+fn state_word(state: State) -> &'static str {
+    match state {
+        State::Processing => "processing",
+        State::Done => "done",
+        State::Failed => "failed",
+        State::Cancelled => "cancelled",
+    }
+}
+
+fn blank(job: &JobId, submitted: Option<Submitted>) -> Job {
     let taken = submitted.as_ref();
     Job {
-        job: job.to_owned(),
+        job: job.to_string(),
         state: if taken.is_some() {
             "ingesting"
         } else {
@@ -168,28 +126,6 @@ fn blank(job: &str, submitted: Option<Submitted>) -> Job {
     }
 }
 
-async fn segments_done(pipeline: &Pipeline, job: &str, outputs: usize) -> Result<u64, Failure> {
-    let prefix = format!("work/{job}/out/");
-    let listed = pipeline.store.list(&pipeline.results, &prefix).await?;
-    Ok(count_done(
-        listed.iter().filter_map(|l| l.key.strip_prefix(&prefix)),
-        outputs,
-    ))
-}
-
-/// Segments (five digits) that have as many outputs as the recipe names.
-fn count_done<'a>(keys: impl Iterator<Item = &'a str>, outputs: usize) -> u64 {
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    for key in keys {
-        if let Some((segment, _)) = key.split_once('/')
-            && segment.bytes().all(|b| b.is_ascii_digit())
-        {
-            *seen.entry(segment).or_default() += 1;
-        }
-    }
-    seen.values().filter(|have| **have >= outputs).count() as u64
-}
-
 async fn fetch<T: DeserializeOwned>(pipeline: &Pipeline, key: &str) -> Result<Option<T>, Failure> {
     let bytes = match pipeline.store.get(&pipeline.results, key).await {
         Ok((bytes, _)) => bytes,
@@ -204,7 +140,7 @@ async fn fetch<T: DeserializeOwned>(pipeline: &Pipeline, key: &str) -> Result<Op
 }
 
 /// The full id of the job that begins with `name`.
-pub async fn named(pipeline: &Pipeline, name: &str) -> Result<String, Failure> {
+pub async fn named(pipeline: &Pipeline, name: &str) -> Result<JobId, Failure> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Failure::Usage(format!(
             "{name:?} is not a job id: 20 hex digits, or a beginning of them"
@@ -212,15 +148,18 @@ pub async fn named(pipeline: &Pipeline, name: &str) -> Result<String, Failure> {
     }
     let listed = pipeline
         .store
-        .list(&pipeline.results, &format!("jobs/{name}"))
+        .list(
+            &pipeline.results,
+            &format!("{}{}", keys::JOBS, name.to_lowercase()),
+        )
         .await?;
-    let mut found: Vec<&str> = listed
+    let mut found: Vec<JobId> = listed
         .iter()
-        .filter_map(|l| l.key.strip_prefix("jobs/")?.split('/').next())
+        .filter_map(|l| Some(keys::parse_record(&l.key)?.0))
         .collect();
     found.dedup();
     match found.as_slice() {
-        [one] => Ok((*one).to_owned()),
+        [one] => Ok(one.clone()),
         [] => Err(Failure::Missing {
             what: "job",
             name: name.to_owned(),
@@ -234,35 +173,27 @@ pub async fn named(pipeline: &Pipeline, name: &str) -> Result<String, Failure> {
 }
 
 /// Ids of the newest jobs, newest first.
-pub async fn newest(pipeline: &Pipeline, limit: usize) -> Result<Vec<String>, Failure> {
-    let listed = pipeline.store.list(&pipeline.results, "jobs/").await?;
-    let mut first_seen: BTreeMap<&str, u64> = BTreeMap::new();
+pub async fn newest(pipeline: &Pipeline, limit: usize) -> Result<Vec<JobId>, Failure> {
+    let listed = pipeline.store.list(&pipeline.results, keys::JOBS).await?;
+    let mut first_seen: BTreeMap<JobId, u64> = BTreeMap::new();
     for object in &listed {
-        if let Some(job) = object
-            .key
-            .strip_prefix("jobs/")
-            .and_then(|k| k.split('/').next())
-        {
+        if let Some((job, _)) = keys::parse_record(&object.key) {
             let at = first_seen.entry(job).or_insert(object.modified_unix_ms);
             *at = (*at).min(object.modified_unix_ms);
         }
     }
-    let mut jobs: Vec<(u64, &str)> = first_seen.into_iter().map(|(job, at)| (at, job)).collect();
+    let mut jobs: Vec<(u64, JobId)> = first_seen.into_iter().map(|(job, at)| (at, job)).collect();
     jobs.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(jobs
-        .into_iter()
-        .take(limit)
-        .map(|(_, job)| job.to_owned())
-        .collect())
+    Ok(jobs.into_iter().take(limit).map(|(_, job)| job).collect())
 }
 
 /// Downloads a done job's files into `folder` and checks each against the manifest's SHA-256. Returns their paths.
 pub async fn download(
     pipeline: &Pipeline,
-    job: &str,
+    job: &JobId,
     folder: &Path,
 ) -> Result<Vec<PathBuf>, Failure> {
-    let manifest_key = format!("results/{job}/manifest.json");
+    let manifest_key = keys::manifest(job);
     let manifest: Manifest =
         fetch(pipeline, &manifest_key)
             .await?
@@ -333,28 +264,6 @@ async fn hash(path: &Path) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_job_id_is_as_the_contract_says_and_ignores_quotes_around_the_tag() {
-        // printf 'b\0k\0e\0default' | sha256sum | cut -c1-20
-        assert_eq!(job_id("b", "k", "e", "default"), "0ef4f912d9d3e245017c");
-        assert_eq!(
-            job_id("b", "k", "\"e\"", "default"),
-            job_id("b", "k", "e", "default")
-        );
-    }
-
-    #[test]
-    fn a_segment_counts_once_all_its_outputs_are_there_and_audio_never() {
-        let keys = [
-            "00000/360p.mp4",
-            "00000/sheet.jpg",
-            "00001/360p.mp4",
-            "audio/360p.mp4",
-            "audio/sheet.jpg",
-        ];
-        assert_eq!(count_done(keys.into_iter(), 2), 1);
-    }
 
     #[test]
     fn a_manifest_cannot_name_a_file_outside_the_folder() {

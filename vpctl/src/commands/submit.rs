@@ -9,8 +9,10 @@ use indicatif::MultiProgress;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use vp_jobs::JobId;
+use vp_jobs::records::Output;
 
-use super::results::{self, Job, Output};
+use super::results::{self, Job};
 use super::watch_job::until_over;
 use crate::arguments::{Format, SubmitArguments};
 use crate::failure::{EXIT_FAILED, EXIT_INTERRUPTED, Failure};
@@ -30,7 +32,7 @@ const NAME_METADATA: &str = "vp-name";
 #[derive(Debug, Clone, Serialize)]
 struct Submission {
     file: String,
-    job: String,
+    job: JobId,
     key: String,
     bytes: u64,
     upload_ms: u64,
@@ -51,7 +53,7 @@ struct Batch<'a> {
     bars: MultiProgress,
     turn: Semaphore,
     /// File → job, once it is uploaded.
-    jobs: Mutex<BTreeMap<String, String>>,
+    jobs: Mutex<BTreeMap<String, JobId>>,
 }
 
 /// Submits all files; 0 when every one ended well.
@@ -144,7 +146,7 @@ impl Batch<'_> {
         if job.state == "done"
             && let Some(folder) = folder
         {
-            let written = results::download(self.pipeline, &job.job, folder).await?;
+            let written = results::download(self.pipeline, &submission.job, folder).await?;
             submission.downloaded = written.iter().map(|p| p.display().to_string()).collect();
         }
         self.tell_end(&name, &job, &submission);
@@ -184,7 +186,7 @@ impl Batch<'_> {
             )
             .await?;
         bar.finish_and_clear();
-        let job = results::job_id(uploads, &key, &etag, &self.words.recipe);
+        let job = JobId::of(uploads, &key, &etag, &self.words.recipe);
         if let Ok(mut jobs) = self.jobs.lock() {
             jobs.insert(file.display().to_string(), job.clone());
         }

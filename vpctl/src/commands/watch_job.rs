@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use vp_cloud::s3::StoreError;
+use vp_jobs::JobId;
 
 use super::results::{self, Job};
 use crate::failure::Failure;
@@ -15,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Follows a job to its end. A store that is away for a while is waited for: the job does not depend on this program.
 pub async fn until_over(
     pipeline: &Pipeline,
-    job: &str,
+    job: &JobId,
     name: &str,
     bar: &ProgressBar,
     screen: &Screen,

@@ -1,4 +1,4 @@
-//! The answers as programs read them: stable names, no numbers that stand for words. Described in docs/vpctl-json.md.
+//! The answers as programs read them: stable names, no numbers that stand for words. Described in vpctl/README.md.
 //! Keys are added, never renamed or removed; `null` says "not known".
 
 use std::collections::BTreeMap;
