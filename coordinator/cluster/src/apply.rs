@@ -64,7 +64,7 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
             let found = node_mut(state, node)?;
             live_session(node, found, *session)?;
             if matches!(found.lifecycle, Lifecycle::Lost | Lifecycle::Fenced) {
-                return Err(Rejection::NodeState { node: node.clone(), state: "lost already", todo: "nothing to do" });
+                return Err(Rejection::NodeState { node: node.clone(), state: "lost already".into(), todo: "nothing to do".into() });
             }
             found.lifecycle = Lifecycle::Lost;
             events.say("node lost", node, format!("silent for {silent_ms} ms; its instance is to be terminated"));
@@ -73,7 +73,7 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
         Command::NodeFenced { node } => {
             let found = node_mut(state, node)?;
             if found.lifecycle == Lifecycle::Fenced {
-                return Err(Rejection::NodeState { node: node.clone(), state: "fenced already", todo: "nothing to do" });
+                return Err(Rejection::NodeState { node: node.clone(), state: "fenced already".into(), todo: "nothing to do".into() });
             }
             found.lifecycle = Lifecycle::Fenced;
             events.say("node fenced", node, "EC2 says terminated");
@@ -84,7 +84,7 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
             found.lifecycle = match (found.lifecycle, draining) {
                 (Lifecycle::Ready | Lifecycle::Draining, true) => Lifecycle::Draining,
                 (Lifecycle::Ready | Lifecycle::Draining, false) => Lifecycle::Ready,
-                _ => return Err(Rejection::NodeState { node: node.clone(), state: "lost or fenced", todo: "its slots move without a drain" }),
+                _ => return Err(Rejection::NodeState { node: node.clone(), state: "lost or fenced".into(), todo: "its slots move without a drain".into() }),
             };
             events.say(if *draining { "drain started" } else { "drain ended" }, node, "");
             Ok(())
@@ -181,7 +181,7 @@ fn set_spec(state: &mut ClusterState, spec: &Spec, events: &mut Events) -> Resul
 fn register(state: &mut ClusterState, id: &NodeId, mut new: Node, events: &mut Events) -> Result<(), Rejection> {
     if let Some(old) = state.nodes.get(id) {
         if matches!(old.lifecycle, Lifecycle::Lost | Lifecycle::Fenced) {
-            return Err(Rejection::NodeState { node: id.clone(), state: "lost", todo: "this instance will be replaced" });
+            return Err(Rejection::NodeState { node: id.clone(), state: "lost".into(), todo: "this instance will be replaced".into() });
         }
         // The same instance with a new session keeps what it holds: an agent restart moves nothing.
         new.lifecycle = old.lifecycle;
@@ -245,7 +245,7 @@ fn act(state: &mut ClusterState, action: &Action, events: &mut Events) -> Result
             }
             let found = node_mut(state, node)?;
             if found.lifecycle != Lifecycle::Fenced {
-                return Err(Rejection::NodeState { node: node.clone(), state: "not fenced", todo: "wait for proof" });
+                return Err(Rejection::NodeState { node: node.clone(), state: "not fenced".into(), todo: "wait for proof".into() });
             }
             state.nodes.remove(node);
             events.say("node gone", node, "");
@@ -259,7 +259,7 @@ fn grant(state: &mut ClusterState, slot: &SlotId, node: &NodeId, member_id: u32,
     let revision = state.revision;
     let target = node_mut(state, node)?;
     if target.lifecycle != Lifecycle::Ready {
-        return Err(Rejection::NodeState { node: node.clone(), state: "not ready", todo: "grant to another node" });
+        return Err(Rejection::NodeState { node: node.clone(), state: "not ready".into(), todo: "grant to another node".into() });
     }
     if let Some((other, _)) = state.held_by(node).find(|(held, _)| held.role == slot.role) {
         return Err(Rejection::Impossible(format!("{node} holds {other} already: two of one role never share a node")));

@@ -1,6 +1,6 @@
 //! What may be asked of the state, what came of it, and why it was refused.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::{
     ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
@@ -97,7 +97,7 @@ pub enum Rejection {
     #[error("session {given} of {node} is not the live one ({live})")]
     OtherSession { node: NodeId, given: Session, live: Session },
     #[error("{node} is {state}: {todo}")]
-    NodeState { node: NodeId, state: &'static str, todo: &'static str },
+    NodeState { node: NodeId, state: Cow<'static, str>, todo: Cow<'static, str> },
     #[error("{slot} is at generation {live}, not {given}")]
     OtherGeneration { slot: SlotId, given: Generation, live: Generation },
     #[error("{slot} is held by {holder}: it cannot be granted before that node is fenced")]
