@@ -1,0 +1,67 @@
+# The only interface for people and for CI. `make` alone says what there is.
+
+export VP_CACHE ?= $(HOME)/.cache/vp
+export VP_COMPONENTS := $(VP_CACHE)/components
+export CARGO_TARGET_DIR := $(VP_CACHE)/target
+
+PROGRAMS := vpctl vp-agent vp-coordinator vp-localcloud vp-ingest vp-publish
+SETUP_FOR ?= demo
+TIERS ?= unit process
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build programs demo test lint bench clean clean-cache pins
+
+help: ## say what there is
+	@echo "vp: a self-healing cluster that processes videos, here on this one machine."
+	@echo
+	@echo "  make demo    the whole path once: a region comes up, a video goes through, an instance is killed, another takes over"
+	@echo "  make test    every test (TIERS='unit' for the quick ones)"
+	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
+	@echo
+	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint"
+	@echo "  make build   leave the programs in bin/: $(PROGRAMS)"
+	@echo "  make bench   measure; the table goes to docs/benchmarks.md"
+	@echo "  make clean   remove bin/ and build output; make clean-cache removes everything that was fetched, too"
+	@echo
+	@echo "  Everything fetched or compiled lives in $(VP_CACHE) (VP_CACHE=DIR names another place), regions in ~/.local/state/vp."
+	@echo "  After make build: bin/vpctl dev up && bin/vpctl submit CLIP --wait && bin/vpctl status"
+
+setup: ## everything SETUP_FOR needs, pinned
+	@ami/setup $(SETUP_FOR)
+
+build: setup programs ## the programs, in bin/
+
+# By rename, and only when they changed: a running region keeps the file it started from.
+programs:
+	@cargo build --workspace --locked --quiet
+	@mkdir -p bin
+	@for program in $(PROGRAMS); do \
+		cmp -s "$(CARGO_TARGET_DIR)/debug/$$program" "bin/$$program" && continue; \
+		cp "$(CARGO_TARGET_DIR)/debug/$$program" "bin/.$$program.new" && mv "bin/.$$program.new" "bin/$$program" || exit 1; \
+	done
+
+demo: build ## a video through the cluster, and again while an instance dies
+	@tests/demo
+
+test: SETUP_FOR := test
+test: build ## every tier
+	@tests/run $(TIERS)
+
+lint: SETUP_FOR := lint
+lint: setup ## no complaint is let through
+	@tests/lint/run
+
+bench: SETUP_FOR := test
+bench: build ## measures, beside one plain ffmpeg
+	@tests/bench
+
+clean: ## build output
+	rm -rf bin
+	cargo clean --quiet
+
+clean-cache: clean ## and everything fetched
+	rm -rf "$(VP_CACHE)"
+
+# After a change of a requirements.in or pom.xml: writes the hashes that set-up checks.
+pins:
+	@ami/pins
