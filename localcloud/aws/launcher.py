@@ -1,9 +1,11 @@
 """Starts the control API of one local region: moto with corrections, one lock around its state, and the keeper's endpoints."""
 
 import argparse
+import io
 import os
 import pathlib
 import signal
+import socket
 import sys
 import threading
 
@@ -39,8 +41,6 @@ class Application:
         if _UNLOCKED in environ.get("HTTP_AUTHORIZATION", ""):
             return self.moto(environ, start_response)
         # The body is read before the lock is taken, so that a slow client holds nobody up.
-        import io
-
         length = int(environ.get("CONTENT_LENGTH") or 0)
         environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
         with self.lock:
@@ -64,6 +64,9 @@ def main() -> None:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     corrections.apply()
+
+    # Python's HTTP server asks the name service for its own name when it binds: a packet to elsewhere, and seconds when nobody answers.
+    socket.getfqdn = lambda name="": name or options.address
 
     class Handler(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
