@@ -13,6 +13,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 
+import pyspark
 from pyspark import SparkConf
 from pyspark.sql import SparkSession
 
@@ -78,6 +79,17 @@ def package_zip(folder, run_dir):
     return path
 
 
+def class_path(folder):
+    """The jars of a folder that Spark does not bring itself: ours would stand before its own and break it (netty, slf4j)."""
+
+    def artifact(name):
+        return re.sub(r"(_2\.1\d)?-\d[\w.\-]*\.jar$", "", name)
+
+    own = {artifact(name) for name in os.listdir(os.path.join(os.path.dirname(pyspark.__file__), "jars"))}
+    wanted = [name for name in sorted(os.listdir(folder)) if name.endswith(".jar") and artifact(name) not in own]
+    return ":".join(os.path.join(folder, name) for name in wanted)
+
+
 def session(settings, package):
     """The Spark session; S3A only holds the query's checkpoint."""
     provider = (
@@ -85,6 +97,7 @@ def session(settings, package):
         if settings.imds
         else "software.amazon.awssdk.auth.credentials.EnvironmentVariableCredentialsProvider"
     )
+    jars = class_path(settings.jars)
     pairs = {
         "spark.app.name": APP,
         "spark.master": settings.master,
@@ -93,8 +106,8 @@ def session(settings, package):
         "spark.driver.memory": f"{settings.driver_memory_mib}m",
         "spark.executor.memory": f"{settings.executor_memory_mib}m",
         "spark.cores.max": str(settings.cores_max),
-        "spark.driver.extraClassPath": settings.jars,
-        "spark.executor.extraClassPath": settings.jars,
+        "spark.driver.extraClassPath": jars,
+        "spark.executor.extraClassPath": jars,
         "spark.submit.pyFiles": package,
         "spark.pyspark.python": settings.python,
         "spark.local.dir": os.path.join(settings.run_dir, "spark"),

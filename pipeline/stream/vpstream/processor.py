@@ -19,7 +19,8 @@ from .work import attempt, missing, process_segment
 LIST_EVERY_S = 5.0
 FENCE_EVERY_S = 2.0
 JOIN = "join"
-FOREVER_THREADS = 64
+MOST_TASKS = 64
+KILLED_TRIES = 6
 
 
 class Job:
@@ -42,12 +43,11 @@ class Processor:
         self.context, self.store, self.generation, self.cores, self.log = context, store, generation, cores, log
         self.jobs, self.over, self.hints = {}, set(), set()
         self.last, self.turn = {}, 0
-        self.pool = ThreadPoolExecutor(max_workers=FOREVER_THREADS, thread_name_prefix="task")
+        self.pool = ThreadPoolExecutor(max_workers=MOST_TASKS, thread_name_prefix="task")
         self.finished = []
         self.wake = threading.Event()
         self.lock = threading.Lock()
         self.listed_at = self.fenced_at = -1e9
-        self.overheads = []
 
     def hint(self, jobs):
         """Jobs whose `end` record has just come."""
@@ -119,7 +119,7 @@ class Processor:
                 waiting[job.name] = tasks
         for name in self.over:
             self.jobs.pop(name, None)
-        free = min(self.cores(), FOREVER_THREADS) - sum(running.values())
+        free = min(self.cores(), MOST_TASKS) - sum(running.values())
         for name, task in choose(waiting, running, self.last, max(0, free)):
             job = self.jobs[name]
             self.turn += 1
@@ -141,7 +141,7 @@ class Processor:
             outcome = self.context.parallelize([0], 1).map(work).collect()[0]
         except Exception as error:  # a lost worker or a lost driver JVM: the same task is tried again
             text = str(error)
-            outcome = ("fenced", text) if "Fenced" in text else ("again", text[-300:])
+            outcome = ("again", text[-300:])
         with self.lock:
             self.finished.append((job, task, outcome, time.monotonic() - begun))
         self.wake.set()
@@ -157,6 +157,8 @@ class Processor:
                 job.failure = job.failure or ("failed", value)
             elif state == "again":
                 job.tries[task] = job.tries.get(task, 0) + 1
+                if "was ended" in value and job.tries[task] >= KILLED_TRIES:
+                    job.failure = job.failure or ("failed", "Processing was ended again and again, most likely for want of memory.")
                 job.retry_at[task] = now + min(10.0, 0.25 * 2 ** min(job.tries[task], 6))
                 self.log("task is tried again", job=job.name, task=task, cause=value)
             elif task == JOIN:

@@ -9,7 +9,7 @@ from .objects import Store
 
 @dataclass(frozen=True)
 class Settings:
-    """`brokers` is empty when they are read from the cluster bucket; `jars` is a class path; times in seconds."""
+    """`brokers` is empty when they are read from the cluster bucket; `jars` is a folder; times in seconds."""
 
     generation: int
     holder: str
@@ -65,6 +65,8 @@ def parse(arguments, env=os.environ):
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not os.path.isdir(given.run_dir):
         parser.error(f"--run-dir {given.run_dir!r} is not a folder")
+    if not os.path.isdir(given.jars):
+        parser.error(f"--jars {given.jars!r} is not a folder")
     holder = "".join(letter for letter in given.holder if letter.isalnum() or letter in "-._")
     return Settings(
         given.generation, holder, given.master, tuple(filter(None, given.master_uis.split(","))), given.address, given.brokers,

@@ -6,7 +6,7 @@ import tempfile
 import time
 
 from . import media, mp4
-from .errors import BadVideo, Interrupted
+from .errors import BadVideo, Fenced, Interrupted
 from .plan import read
 from .segments import in_key
 
@@ -26,11 +26,13 @@ def missing(plan, keys):
 
 
 def attempt(work, *arguments):
-    """Runs work and returns ("done", value), ("failed", sentence) or ("again", cause): never a failed Spark task."""
+    """Runs work and returns ("done", value), ("failed", sentence), ("again", cause) or ("fenced", cause): never a failed Spark task."""
     try:
         return "done", work(*arguments)
     except BadVideo as error:
         return "failed", str(error)
+    except Fenced as error:
+        return "fenced", str(error)
     except Interrupted as error:
         return "again", str(error)
     except OSError as error:  # no space, no memory, a folder gone: the machine, not the video
