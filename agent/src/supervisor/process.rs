@@ -111,7 +111,9 @@ impl Processes {
     fn watch(&mut self, slot: &Slot, record: Record) {
         let family = self.family(slot, record.pid, record.start);
         // No pidfd: it is gone already, and the first look will see it.
-        if let Ok(fd) = pidfd(record.pid).and_then(AsyncFd::new) {
+        // SAFETY: the descriptor is owned by the AsyncFd and neither closed nor replaced while it lives.
+        let watched = pidfd(record.pid).ok().and_then(|fd| unsafe { AsyncFd::register(fd) }.ok());
+        if let Some(fd) = watched {
             let wake = self.wake.clone();
             tokio::spawn(async move {
                 let _ = fd.readable().await;

@@ -1,0 +1,257 @@
+//! The real agent binary against a coordinator that misbehaves on purpose, with small roles that are real processes.
+
+mod cluster;
+
+use std::time::{Duration, Instant};
+
+use cluster::{Bed, LEASE_MS, alive, assignment, signal};
+use nix::sys::signal::Signal;
+use vp_proto::v1::{Assignment, Phase};
+
+/// Writes a file its probe looks at, again and again; a child of its own in the same session, another in a session of its own.
+const SOLID: &str = r#"summary: Keeps a file fresh.
+fencing: exclusive
+fenced_sinks: true
+command: [sh, -c, "sleep 4001 & setsid sleep 4002 & while :; do echo \"beat=$VP_GENERATION\" > {{ run_dir }}/beat; sleep 0.1; done"]
+stop: {signal: TERM, timeout_ms: 1000}
+probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expect: "beat=(?<beat>[0-9]+)"}}
+"#;
+
+/// Does not end when asked.
+const STUBBORN: &str = r#"summary: Ignores its stop signal.
+fencing: quorum
+command: [sh, -c, "trap '' TERM; while :; do echo beat=1 > {{ run_dir }}/beat; sleep 0.1; done"]
+stop: {signal: TERM, timeout_ms: 300}
+probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expect: "beat"}}
+"#;
+
+const CRASHING: &str = r#"summary: Ends at once.
+fencing: quorum
+command: [sh, -c, "echo run >> {{ log_dir }}/runs; exit 3"]
+probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expect: "beat"}}
+"#;
+
+const SERVER: &str = r#"summary: Speaks a line protocol.
+fencing: disposable
+ports: {line: 2181}
+command: [python3, -c, "import socket\ns=socket.create_server(('{{ node.address }}',{{ ports.line }}))\nwhile 1:\n c,_=s.accept(); c.recv(99); c.sendall(b'Mode: leader\\n'); c.close()"]
+probe: {every_ms: 100, tcp: {port: 2181, send: "srvr\n", expect: "Mode: (?<mode>leader|follower)"}}
+"#;
+
+fn quorum() -> String {
+    SOLID.replace("exclusive", "quorum").replace("fenced_sinks: true\n", "")
+}
+
+/// The lease, the guard's own time, and what two busy cores add.
+fn lease_and_slack() -> Duration {
+    Duration::from_millis(LEASE_MS + 700)
+}
+
+fn exclusive_running() -> (Bed, i32) {
+    let mut bed = Bed::new(&[("solid", SOLID)]);
+    bed.want(vec![assignment("solid", 7, "exclusive")]);
+    let seen = bed.reported("solid-1", Phase::Healthy);
+    assert_eq!(seen.facts.get("beat").map(String::as_str), Some("7"));
+    (bed, seen.pid)
+}
+
+fn gone(bed: &Bed, since: Instant) {
+    bed.within(lease_and_slack().saturating_sub(since.elapsed()), "nothing of the exclusive role is left", || {
+        (bed.processes("solid-1", "beat").is_empty() && bed.processes("solid-1", "sleep").is_empty()).then_some(())
+    });
+}
+
+#[test]
+fn an_agent_killed_and_started_again_adopts_its_roles_with_the_same_pids() {
+    let quorum = quorum();
+    let mut bed = Bed::new(&[("solid", SOLID), ("calm", &quorum)]);
+    bed.want(vec![assignment("solid", 7, "exclusive"), assignment("calm", 8, "quorum")]);
+    let before = [bed.reported("solid-1", Phase::Healthy).pid, bed.reported("calm-1", Phase::Healthy).pid];
+    let sessions = bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst);
+    bed.kill_agent();
+    bed.start_agent();
+    bed.eventually("another session", || (bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst) > sessions).then_some(()));
+    // Well past the lease that the first agent held: the second one renews it.
+    let until = Instant::now() + lease_and_slack();
+    bed.eventually("the lease is past", || (Instant::now() > until).then_some(()));
+    let after = [bed.reported("solid-1", Phase::Healthy), bed.reported("calm-1", Phase::Healthy)];
+    assert_eq!(after.each_ref().map(|o| o.pid), before);
+    assert!(after.iter().all(|o| o.restarts == 0));
+    let hellos = bed.script.hellos();
+    assert_eq!(hellos[0].boot_id, hellos.last().unwrap().boot_id);
+}
+
+#[test]
+fn an_exclusive_role_outlives_a_killed_agent_by_its_lease_at_most() {
+    let (mut bed, guard) = exclusive_running();
+    assert!(!bed.processes("solid-1", "4002").is_empty(), "a child in a session of its own runs");
+    bed.kill_agent();
+    let killed = Instant::now();
+    assert!(alive(guard));
+    gone(&bed, killed);
+}
+
+#[test]
+fn an_exclusive_role_outlives_a_frozen_agent_by_its_lease_at_most() {
+    let (bed, _) = exclusive_running();
+    signal(bed.agent_pid(), Signal::SIGSTOP);
+    gone(&bed, Instant::now());
+    signal(bed.agent_pid(), Signal::SIGCONT);
+    // Thawed, it notices, and the next acknowledgement lets it start again.
+    bed.reported("solid-1", Phase::Healthy);
+}
+
+#[test]
+fn an_exclusive_role_dies_when_no_acknowledgement_comes_and_a_quorum_role_runs_on() {
+    let quorum = quorum();
+    let mut bed = Bed::new(&[("solid", SOLID), ("calm", &quorum)]);
+    bed.want(vec![assignment("solid", 7, "exclusive"), assignment("calm", 8, "quorum")]);
+    bed.reported("solid-1", Phase::Healthy);
+    let calm = bed.reported("calm-1", Phase::Healthy).pid;
+    bed.stop_coordinator();
+    gone(&bed, Instant::now());
+    assert!(alive(calm));
+    // A crashed quorum role comes back although nobody leads.
+    signal(calm, Signal::SIGKILL);
+    bed.eventually("the quorum role is started again", || bed.processes("calm-1", "beat").into_iter().find(|pid| *pid != calm));
+    assert!(bed.processes("solid-1", "").is_empty());
+    bed.script.acknowledge(true);
+    bed.start_coordinator();
+    bed.reported("solid-1", Phase::Healthy);
+}
+
+#[test]
+fn the_role_dies_with_its_guard_and_is_started_again() {
+    let (bed, guard) = exclusive_running();
+    let roles = bed.processes("solid-1", "while");
+    let role = *roles.iter().find(|pid| **pid != guard).unwrap();
+    signal(guard, Signal::SIGKILL);
+    bed.within(Duration::from_secs(2), "the role died with its guard", || (!alive(role)).then_some(()));
+    bed.eventually("it runs again under another guard", || {
+        bed.script.observation("solid-1").filter(|o| o.phase() == Phase::Healthy && o.pid != guard && o.restarts == 1)
+    });
+}
+
+#[test]
+fn an_exclusive_role_is_not_started_before_an_acknowledgement_names_it() {
+    let mut bed = Bed::new(&[("solid", SOLID)]);
+    bed.script.acknowledge(false);
+    bed.want(vec![assignment("solid", 7, "exclusive")]);
+    let seen = bed.reported("solid-1", Phase::Waiting);
+    assert!(seen.message.contains("lease"), "{}", seen.message);
+    assert!(bed.processes("solid-1", "").is_empty());
+    bed.script.acknowledge(true);
+    bed.reported("solid-1", Phase::Healthy);
+}
+
+#[test]
+fn an_older_generation_and_an_older_set_are_refused_after_a_restart() {
+    let quorum = quorum();
+    let mut bed = Bed::new(&[("calm", &quorum)]);
+    bed.want_at(5, vec![assignment("calm", 8, "quorum")]);
+    let before = bed.reported("calm-1", Phase::Healthy);
+    bed.kill_agent();
+    // A stale leader's set: dropped whole, though it names nothing.
+    bed.want_at(4, vec![]);
+    bed.start_agent();
+    let sessions = bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst);
+    bed.eventually("a session", || (bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst) > sessions).then_some(()));
+    bed.reported("calm-1", Phase::Healthy);
+    assert_eq!(bed.processes("calm-1", "while"), [before.pid]);
+    // A newer set with an older generation: the newer one runs on, untouched.
+    bed.want_at(6, vec![assignment("calm", 7, "quorum")]);
+    bed.eventually("the set is taken", || std::fs::read_to_string(bed.path("root/agent/generations.json")).ok().filter(|t| t.contains("\"revision\": 6")));
+    let seen = bed.reported("calm-1", Phase::Healthy);
+    assert_eq!((seen.pid, seen.generation), (before.pid, 8));
+}
+
+#[test]
+fn a_slot_with_a_volume_waits_until_it_is_attached() {
+    let quorum = quorum().replace("fencing: quorum", "fencing: quorum\nvolume: true");
+    let mut bed = Bed::new(&[("calm", &quorum)]);
+    bed.want(vec![Assignment { volume_id: "vol-1".into(), ..assignment("calm", 8, "quorum") }]);
+    let seen = bed.reported("calm-1", Phase::Waiting);
+    assert!(seen.message.contains("vol-1"), "{}", seen.message);
+    std::fs::create_dir(bed.path("volumes/vol-1")).unwrap();
+    bed.reported("calm-1", Phase::Healthy);
+    assert!(bed.path("volumes/vol-1/data").is_dir());
+}
+
+#[test]
+fn a_slot_asked_to_stop_is_given_back_again_and_again_until_it_is_no_longer_named() {
+    let mut bed = Bed::new(&[("stubborn", STUBBORN)]);
+    bed.want(vec![assignment("stubborn", 8, "quorum")]);
+    let pid = bed.reported("stubborn-1", Phase::Healthy).pid;
+    bed.want(vec![Assignment { stop: true, ..assignment("stubborn", 8, "quorum") }]);
+    bed.eventually("given back three times", || (bed.script.released().len() >= 3).then_some(()));
+    assert!(bed.script.released().iter().all(|pair| *pair == ("stubborn-1".to_owned(), 8)));
+    assert!(!alive(pid));
+    bed.reported("stubborn-1", Phase::Stopped);
+    // Our word binds us: the same generation is never started again, a later one is.
+    bed.want(vec![assignment("stubborn", 8, "quorum")]);
+    let refused = bed.reported("stubborn-1", Phase::Waiting);
+    assert!(refused.message.contains("refused"), "{}", refused.message);
+    bed.want(vec![assignment("stubborn", 9, "quorum")]);
+    bed.reported("stubborn-1", Phase::Healthy);
+    bed.want(vec![]);
+    bed.eventually("no longer reported", || bed.script.observation("stubborn-1").is_none().then_some(()));
+    assert!(bed.processes("stubborn-1", "").is_empty());
+}
+
+#[test]
+fn a_crashing_role_is_started_again_with_growing_pauses() {
+    let mut bed = Bed::new(&[("crashing", CRASHING)]);
+    bed.want(vec![assignment("crashing", 8, "quorum")]);
+    let begun = Instant::now();
+    let runs = || std::fs::read_to_string(bed.path("root/slots/crashing-1/log/runs")).unwrap_or_default().lines().count();
+    let seen = bed.reported("crashing-1", Phase::Backoff);
+    assert!(seen.message.contains("code 3"), "{}", seen.message);
+    bed.eventually("four runs", || (runs() >= 4).then_some(()));
+    // 0.5 + 1 + 2 s lie between the first and the fourth.
+    assert!(begun.elapsed() >= Duration::from_millis(3400), "{:?}", begun.elapsed());
+    bed.eventually("restarts are counted", || bed.script.observation("crashing-1").filter(|o| o.restarts >= 3));
+}
+
+#[test]
+fn what_the_probe_captured_is_reported_and_the_machine_measured() {
+    let mut bed = Bed::new(&[("server", SERVER)]);
+    bed.want(vec![assignment("server", 8, "disposable")]);
+    let seen = bed.reported("server-1", Phase::Healthy);
+    assert_eq!(seen.facts.get("mode").map(String::as_str), Some("leader"));
+    assert!(bed.script.measures().memory_total_bytes > 0);
+    let hosts = std::fs::read_to_string(bed.path("root/agent/hosts")).unwrap();
+    assert!(hosts.contains("server-1"), "{hosts}");
+}
+
+#[test]
+fn changed_params_without_a_new_generation_restart_nothing_and_a_new_generation_does() {
+    let quorum = quorum();
+    let mut bed = Bed::new(&[("calm", &quorum)]);
+    bed.want(vec![assignment("calm", 8, "quorum")]);
+    let first = bed.reported("calm-1", Phase::Healthy).pid;
+    let mut changed = assignment("calm", 8, "quorum");
+    changed.params.insert("ensemble".into(), "other".into());
+    changed.start = false;
+    bed.want(vec![changed, assignment("other", 9, "quorum")]);
+    bed.eventually("the hosts file names the new member", || {
+        std::fs::read_to_string(bed.path("root/agent/hosts")).ok().filter(|hosts| hosts.contains("other-1"))
+    });
+    let unknown = bed.reported("other-1", Phase::Waiting);
+    assert!(unknown.message.contains("no such role"), "{}", unknown.message);
+    assert_eq!(bed.reported("calm-1", Phase::Healthy).pid, first);
+    bed.want(vec![assignment("calm", 10, "quorum")]);
+    let second = bed.eventually("generation 10 is healthy", || {
+        bed.script.observation("calm-1").filter(|o| o.phase() == Phase::Healthy && o.generation == 10)
+    });
+    assert_ne!(second.pid, first);
+    assert!(!alive(first));
+}
+
+#[test]
+fn a_followers_hint_leads_to_the_leader() {
+    let bed = Bed::with_coordinators(&[], 3);
+    bed.eventually("a session with the leader", || (!bed.script.hellos().is_empty()).then_some(()));
+    let hello = &bed.script.hellos()[0];
+    assert_eq!((hello.cluster.as_str(), hello.instance_id.as_str(), hello.memory_mib), ("t", "i-0test", 2048));
+    assert_eq!(bed.followers_asked(), [1, 0], "the second follower is passed over");
+}
