@@ -32,10 +32,6 @@ impl ClusterMachine {
         let (publish, state) = watch::channel(Arc::new(ClusterState::default()));
         (Self { state: ClusterState::default(), publish }, state)
     }
-
-    fn published(&self) {
-        self.publish.send_replace(Arc::new(self.state.clone()));
-    }
 }
 
 impl Machine for ClusterMachine {
@@ -48,8 +44,11 @@ impl Machine for ClusterMachine {
             // A committed entry that cannot be read is the same on every member: it is refused the same everywhere.
             Err(error) => Err(Rejection::Impossible(format!("entry {index} cannot be read: {error}"))),
         };
-        self.published();
         serde_json::to_vec(&outcome.err()).unwrap_or_default()
+    }
+
+    fn batch_done(&mut self, _: u64) {
+        self.publish.send_replace(Arc::new(self.state.clone()));
     }
 
     fn snapshot(&self) -> Vec<u8> {
@@ -58,7 +57,6 @@ impl Machine for ClusterMachine {
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), BadState> {
         self.state = serde_json::from_slice(bytes)?;
-        self.published();
         Ok(())
     }
 }

@@ -1,302 +1,439 @@
-//! The one thread that owns the node, and the handle everyone else has. Inputs are batched: one sync serves all that came in meanwhile.
+//! The one thread that owns a node, and the handle others hold: proposals, reads, status. A thread and not a future, so that
+//! fdatasync never blocks the runtime. Queued work is taken together, so one sync serves many proposals.
 
-use std::{
-    collections::BTreeMap,
-    sync::mpsc::{self, RecvTimeoutError},
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Instant;
 
-use raft::{SnapshotStatus, StateRole, eraftpb::{Message, MessageType}};
-use tokio::sync::{oneshot, watch};
-use tracing::{error, info};
+use raft::eraftpb::Message;
+use raft::{SnapshotStatus, StateRole};
+use tokio::sync::{broadcast, oneshot, watch};
 
-use super::{
-    MAX_COMMAND_BYTES,
-    node::{Machine, Node, NodeError, Outbox},
-};
+use super::node::{MAX_COMMAND_BYTES, Machine, Node, NodeError, Outbox, Progress};
+use crate::storage::Store;
 
-/// A proposal or read that is not decided by then has an unknown outcome.
-const DECIDED_WITHIN: Duration = Duration::from_secs(5);
-/// Inputs taken in before a sync.
-const BATCH: usize = 1024;
+const QUEUE: usize = 4096;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RaftStatus {
-    pub id: u64,
-    pub term: u64,
-    /// 0: none known.
-    pub leader: u64,
-    pub applied: u64,
-    leads: bool,
-}
-
-impl RaftStatus {
-    /// This member leads, and has applied everything of earlier terms.
-    pub fn leads(&self) -> bool {
-        self.leads
-    }
-}
-
-/// An applied command.
-#[derive(Debug)]
+/// A command that was applied here.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
+    /// Its Raft index.
     pub index: u64,
+    /// What the machine answered.
     pub reply: Vec<u8>,
 }
 
-/// Why a proposal or a read has no answer. What the caller does: go to the leader, try again, or look what happened.
+/// Why a proposal has no reply. Only `UnknownOutcome` may still take effect.
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeError {
-    #[error("this coordinator does not lead")]
-    NotLeader,
-    #[error("not taken in: no quorum or too much under way; nothing happened, try again")]
+    /// Ask the leader.
+    #[error("not the leader (which is member {hint:?})")]
+    NotLeader {
+        /// The leader's id, if known.
+        hint: Option<u64>,
+    },
+    /// Refused before it reached the log (too much in flight): try again later.
+    #[error("too many proposals in flight, try again")]
     Dropped,
-    #[error("unknown outcome: leadership changed before it was decided; look at the state before trying again")]
+    /// Fix the input.
+    #[error("a command of {bytes} bytes is over the limit of {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    /// Leadership was lost while it was in flight: it may or may not take effect.
+    #[error("leadership was lost: the outcome is unknown")]
     UnknownOutcome,
-    #[error("{0} bytes are more than the {MAX_COMMAND_BYTES} a command may have")]
-    TooLarge(usize),
-    #[error("the coordinator is stopping")]
+    /// This member stopped before taking it.
+    #[error("this coordinator is stopping")]
     Shutdown,
 }
 
-/// What the thread takes in.
-pub enum Input {
+/// Why a read could not be confirmed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Ask the leader.
+    #[error("not the leader (which is member {hint:?})")]
+    NotLeader {
+        /// The leader's id, if known.
+        hint: Option<u64>,
+    },
+    /// Too much queued: try again.
+    #[error("too many requests in flight, try again")]
+    Dropped,
+    /// This member stopped.
+    #[error("this coordinator is stopping")]
+    Shutdown,
+}
+
+/// What a member is at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Follows, or knows no leader.
+    #[default]
+    Follower,
+    /// Stands for election (pre-vote included).
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// A member's view of the group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Own id.
+    pub id: u64,
+    /// Current term.
+    pub term: u64,
+    /// The leader's id, 0 when none is known.
+    pub leader: u64,
+    /// Own role.
+    pub role: Role,
+    /// Highest committed index known.
+    pub commit: u64,
+    /// Highest index applied here.
+    pub applied: u64,
+    /// Voting members.
+    pub voters: Vec<u64>,
+    /// Leads and has applied the first entry of its term: its state is current.
+    pub established: bool,
+}
+
+impl Status {
+    /// Whether this member leads with a current state.
+    pub fn leads(&self) -> bool {
+        self.role == Role::Leader && self.established
+    }
+}
+
+/// This member's leadership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeadershipEvent {
+    /// It leads in `term`, everything up to `index` is applied.
+    Started { term: u64, index: u64 },
+    /// It leads no more.
+    Ended { term: u64 },
+}
+
+enum Request {
     Propose(Vec<u8>, oneshot::Sender<Result<Applied, ProposeError>>),
-    Read(oneshot::Sender<Result<u64, ProposeError>>),
-    Message(Message),
+    Read(oneshot::Sender<Result<u64, ReadError>>),
+    Step(Message),
     Unreachable(u64),
-    SnapshotSent(u64, bool),
+    Snapshot(u64, bool),
+    Transfer(u64),
     Stop,
 }
 
+/// Talks to the thread that owns the node; cheap to clone.
 #[derive(Clone)]
 pub struct RaftHandle {
-    inputs: mpsc::Sender<Input>,
-    status: watch::Receiver<RaftStatus>,
+    requests: SyncSender<Request>,
+    status: watch::Receiver<Status>,
+    events: broadcast::Sender<LeadershipEvent>,
 }
 
 impl RaftHandle {
-    /// Proposes a command and waits until it is applied on this member.
-    ///
-    /// # Errors
-    /// [`ProposeError`].
+    /// Appends `command` and waits until it is applied here.
     pub async fn propose(&self, command: Vec<u8>) -> Result<Applied, ProposeError> {
         if command.len() > MAX_COMMAND_BYTES {
-            return Err(ProposeError::TooLarge(command.len()));
+            return Err(ProposeError::TooLarge {
+                bytes: command.len(),
+                limit: MAX_COMMAND_BYTES,
+            });
         }
-        let (answer, decided) = oneshot::channel();
-        self.give(Input::Propose(command, answer))?;
-        decided.await.unwrap_or(Err(ProposeError::Shutdown))
+        let (reply, answer) = oneshot::channel();
+        match self.requests.try_send(Request::Propose(command, reply)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(ProposeError::Dropped),
+            Err(TrySendError::Disconnected(_)) => return Err(ProposeError::Shutdown),
+        }
+        answer.await.unwrap_or(Err(ProposeError::UnknownOutcome))
     }
 
-    /// Confirms by a quorum, in a round that began after this call, that this member still leads, and waits until everything up to then is applied here.
-    ///
-    /// # Errors
-    /// [`ProposeError`].
-    pub async fn read_index(&self) -> Result<u64, ProposeError> {
-        let (answer, confirmed) = oneshot::channel();
-        self.give(Input::Read(answer))?;
-        confirmed.await.unwrap_or(Err(ProposeError::Shutdown))
+    /// An index such that everything acknowledged before this call is at or below it; resolves once it is applied here.
+    pub async fn read_index(&self) -> Result<u64, ReadError> {
+        let (reply, answer) = oneshot::channel();
+        match self.requests.try_send(Request::Read(reply)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(ReadError::Dropped),
+            Err(TrySendError::Disconnected(_)) => return Err(ReadError::Shutdown),
+        }
+        answer.await.unwrap_or(Err(ReadError::Shutdown))
     }
 
-    /// Hands in a peer's message, checked by the caller.
-    ///
-    /// # Errors
-    /// When the thread has ended.
-    pub fn give(&self, input: Input) -> Result<(), ProposeError> {
-        self.inputs.send(input).map_err(|_| ProposeError::Shutdown)
+    /// The status now.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
     }
 
-    pub fn status(&self) -> RaftStatus {
-        *self.status.borrow()
-    }
-
-    pub fn watch(&self) -> watch::Receiver<RaftStatus> {
+    /// The status as it changes.
+    pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
+
+    /// Changes of this member's leadership from now on.
+    pub fn events(&self) -> broadcast::Receiver<LeadershipEvent> {
+        self.events.subscribe()
+    }
+
+    /// Hands in a message from a peer whose envelope was checked; dropped when the queue is full, as Raft allows.
+    pub fn step(&self, message: Message) {
+        let _ = self.requests.try_send(Request::Step(message));
+    }
+
+    /// The last message to `peer` was not delivered.
+    pub fn report_unreachable(&self, peer: u64) {
+        let _ = self.requests.try_send(Request::Unreachable(peer));
+    }
+
+    /// The snapshot for `peer` left here, or did not.
+    pub fn report_snapshot(&self, peer: u64, sent: bool) {
+        let _ = self.requests.try_send(Request::Snapshot(peer, sent));
+    }
+
+    /// Asks the leader (this member) to hand over to `peer`.
+    pub fn transfer_leadership(&self, peer: u64) {
+        let _ = self.requests.try_send(Request::Transfer(peer));
+    }
+
+    /// Stops the thread in order; the future that [`start`] gave then ends.
+    pub fn stop(&self) {
+        let _ = self.requests.try_send(Request::Stop);
+    }
 }
 
-/// Starts the thread. `send` is called with every message for a peer and must not block; the receiver answers when the thread has ended.
-pub fn start<M: Machine>(node: Node<M>, send: impl Fn(Message) + Send + 'static) -> (RaftHandle, oneshot::Receiver<Result<(), NodeError>>) {
-    let (inputs, incoming) = mpsc::channel();
-    let first = RaftStatus { id: node.config.id, applied: node.applied, ..RaftStatus::default() };
-    let (publish, status) = watch::channel(first);
+/// Starts the thread. The future ends when the thread does: `Ok` after [`RaftHandle::stop`], else why it cannot go on.
+pub fn start<S, M, O>(
+    node: Node<S, M>,
+    outbox: O,
+) -> (
+    RaftHandle,
+    impl Future<Output = Result<(), NodeError>> + Send + 'static,
+)
+where
+    S: Store + Send + 'static,
+    M: Machine,
+    O: Outbox + Send + 'static,
+{
+    let (requests, inbox) = sync_channel(QUEUE);
+    let (status, watched) = watch::channel(Status {
+        id: node.config().id,
+        ..Status::default()
+    });
+    let (events, _) = broadcast::channel(64);
+    let handle = RaftHandle {
+        requests,
+        status: watched,
+        events: events.clone(),
+    };
     let (ended, end) = oneshot::channel();
-    let owner = Owner { node, incoming, publish, proposals: BTreeMap::new(), reads: BTreeMap::new(), confirmed: Vec::new(), next_read: 0 };
-    std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
-        let outcome = owner.run(&send);
-        if let Err(failure) = &outcome {
-            error!(error = failure as &dyn std::error::Error, "log stopped");
-        }
+    let spawned = std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
+        let mut task = Task {
+            node,
+            outbox,
+            inbox,
+            status,
+            events,
+            proposals: BTreeMap::new(),
+            waiting: Vec::new(),
+            rounds: BTreeMap::new(),
+            confirmed: Vec::new(),
+            round: 0,
+            leading: None,
+        };
+        // raft-rs panics on impossible states: the owner of the process decides what that means.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| task.run()));
+        drop(task);
+        let outcome = outcome.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            Err(NodeError::Panicked(text.unwrap_or_default()))
+        });
         let _ = ended.send(outcome);
-    }).map(drop).unwrap_or_else(|error| error!(%error, "no thread for the log"));
-    (RaftHandle { inputs, status }, end)
+    });
+    (handle, async move {
+        spawned.map_err(NodeError::Thread)?;
+        end.await.unwrap_or_else(|_| Err(NodeError::Panicked("thread gone".to_owned())))
+    })
 }
 
-struct Proposal {
-    term: u64,
-    since: Instant,
-    answer: oneshot::Sender<Result<Applied, ProposeError>>,
+type Reads = Vec<oneshot::Sender<Result<u64, ReadError>>>;
+
+struct Task<S: Store, M, O> {
+    node: Node<S, M>,
+    outbox: O,
+    inbox: Receiver<Request>,
+    status: watch::Sender<Status>,
+    events: broadcast::Sender<LeadershipEvent>,
+    /// index → (term, caller)
+    proposals: BTreeMap<u64, (u64, oneshot::Sender<Result<Applied, ProposeError>>)>,
+    /// Reads that no round has begun for.
+    waiting: Reads,
+    rounds: BTreeMap<u64, Reads>,
+    /// Confirmed by a quorum, waiting to be applied.
+    confirmed: Vec<(u64, Reads)>,
+    round: u64,
+    leading: Option<u64>,
 }
 
-struct Owner<M> {
-    node: Node<M>,
-    incoming: mpsc::Receiver<Input>,
-    publish: watch::Sender<RaftStatus>,
-    /// By log index.
-    proposals: BTreeMap<u64, Proposal>,
-    /// Waiting for a quorum's word, by context. Those that came in together share one round.
-    reads: BTreeMap<u64, (Instant, Vec<oneshot::Sender<Result<u64, ProposeError>>>)>,
-    /// Confirmed, waiting for this member to have applied that far.
-    confirmed: Vec<(u64, Vec<oneshot::Sender<Result<u64, ProposeError>>>)>,
-    next_read: u64,
-}
-
-impl<M: Machine> Owner<M> {
-    fn run(mut self, send: &impl Fn(Message)) -> Result<(), NodeError> {
-        let tick = self.node.config.tick;
+impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
+    fn run(&mut self) -> Result<(), NodeError> {
+        let tick = self.node.config().tick;
         let mut next_tick = Instant::now() + tick;
+        self.drive()?;
         loop {
             let wait = next_tick.saturating_duration_since(Instant::now());
-            match self.incoming.recv_timeout(wait) {
-                Ok(first) => {
-                    if !self.take_batch(first) {
-                        return self.node.keep();
-                    }
+            let mut next = match self.inbox.recv_timeout(wait) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return self.node.save(),
+            };
+            let mut taken = 0;
+            while let Some(request) = next {
+                if !self.take(request) {
+                    return self.node.save();
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.node.keep(),
+                taken += 1;
+                next = if taken < QUEUE { self.inbox.try_recv().ok() } else { None };
             }
             if Instant::now() >= next_tick {
-                self.node.raw.tick();
-                // A pause (a stopped process, a starved machine) must not make up for lost ticks at once: that would depose a good leader.
+                self.node.raw().tick();
+                // Ticks missed while this process stood still say nothing about the others.
                 next_tick = Instant::now() + tick;
-                self.expire();
             }
-            let mut outbox = Outbox::default();
-            self.node.step(&mut outbox)?;
-            for message in outbox.messages {
-                send(message);
-            }
-            self.answer(outbox.applied, outbox.reads);
-            self.tell();
+            self.begin_reads();
+            self.drive()?;
         }
     }
 
-    /// False: asked to stop.
-    fn take_batch(&mut self, first: Input) -> bool {
-        let mut reads = Vec::new();
-        let mut next = Some(first);
-        for _ in 0..BATCH {
-            let Some(input) = next else { break };
-            match input {
-                Input::Propose(command, answer) => self.propose(command, answer),
-                Input::Read(answer) => reads.push(answer),
-                // A message raft-rs refuses (an unknown peer, a local type) changes nothing.
-                Input::Message(message) => drop(self.node.raw.step(message)),
-                Input::Unreachable(peer) => self.node.raw.report_unreachable(peer),
-                Input::SnapshotSent(peer, well) => {
-                    self.node.raw.report_snapshot(peer, if well { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+    fn hint(&mut self) -> Option<u64> {
+        Some(self.node.raw().raft.leader_id).filter(|id| *id != 0)
+    }
+
+    fn take(&mut self, request: Request) -> bool {
+        match request {
+            Request::Propose(command, reply) => {
+                if !self.node.leads() {
+                    let hint = self.hint();
+                    let _ = reply.send(Err(ProposeError::NotLeader { hint }));
+                    return true;
                 }
-                Input::Stop => return false,
+                match self.node.propose(command) {
+                    Ok((index, term)) => {
+                        self.proposals.insert(index, (term, reply));
+                    }
+                    Err(_) => drop(reply.send(Err(ProposeError::Dropped))),
+                }
             }
-            next = self.incoming.try_recv().ok();
-        }
-        if !reads.is_empty() {
-            self.read(reads);
+            Request::Read(reply) if self.node.leads() => self.waiting.push(reply),
+            Request::Read(reply) => {
+                let hint = self.hint();
+                let _ = reply.send(Err(ReadError::NotLeader { hint }));
+            }
+            Request::Step(message) => {
+                if let Err(error) = self.node.raw().step(message) {
+                    tracing::debug!(%error, "peer message refused");
+                }
+            }
+            Request::Unreachable(peer) => self.node.raw().report_unreachable(peer),
+            Request::Snapshot(peer, sent) => {
+                let status = if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+                self.node.raw().report_snapshot(peer, status);
+            }
+            Request::Transfer(peer) => self.node.raw().transfer_leader(peer),
+            Request::Stop => return false,
         }
         true
     }
 
-    fn propose(&mut self, command: Vec<u8>, answer: oneshot::Sender<Result<Applied, ProposeError>>) {
-        if !self.node.leads() {
-            let _ = answer.send(Err(ProposeError::NotLeader));
-            return;
-        }
-        match self.node.raw.propose(Vec::new(), command) {
-            Ok(()) => {
-                let index = self.node.raw.raft.raft_log.last_index();
-                self.proposals.insert(index, Proposal { term: self.node.raw.raft.term, since: Instant::now(), answer });
-            }
-            Err(_) => drop(answer.send(Err(ProposeError::Dropped))),
+    /// One round serves every read that came in before it began.
+    fn begin_reads(&mut self) {
+        if !self.waiting.is_empty() && self.node.may_read() {
+            self.round += 1;
+            self.node.raw().read_index(self.round.to_le_bytes().to_vec());
+            self.rounds.insert(self.round, std::mem::take(&mut self.waiting));
         }
     }
 
-    fn read(&mut self, answers: Vec<oneshot::Sender<Result<u64, ProposeError>>>) {
-        if !self.node.leads() {
-            for answer in answers {
-                let _ = answer.send(Err(ProposeError::NotLeader));
-            }
-            return;
-        }
-        self.next_read += 1;
-        self.node.raw.read_index(self.next_read.to_le_bytes().to_vec());
-        self.reads.insert(self.next_read, (Instant::now(), answers));
+    fn drive(&mut self) -> Result<(), NodeError> {
+        let progress = self.node.drive(&mut self.outbox)?;
+        self.answer(progress);
+        self.begin_reads();
+        self.publish();
+        Ok(())
     }
 
-    fn answer(&mut self, applied: Vec<(u64, u64, Vec<u8>)>, reads: Vec<(u64, Vec<u8>)>) {
-        for (index, term, reply) in applied {
-            if let Some(proposal) = self.proposals.remove(&index) {
-                // Another leader's entry took the place: ours was never committed.
-                let outcome = if proposal.term == term { Ok(Applied { index, reply }) } else { Err(ProposeError::Dropped) };
-                let _ = proposal.answer.send(outcome);
+    fn answer(&mut self, progress: Progress) {
+        for (index, term, reply) in progress.replies {
+            if let Some((proposed, caller)) = self.proposals.remove(&index) {
+                let answer = if proposed == term {
+                    Ok(Applied { index, reply })
+                } else {
+                    Err(ProposeError::UnknownOutcome)
+                };
+                let _ = caller.send(answer);
             }
         }
-        for (index, context) in reads {
-            let Ok(context) = context.try_into().map(u64::from_le_bytes) else { continue };
-            if let Some((_, answers)) = self.reads.remove(&context) {
-                self.confirmed.push((index, answers));
+        for read in progress.reads {
+            let round = read.request_ctx.as_slice().try_into().map_or(0, u64::from_le_bytes);
+            if let Some(reads) = self.rounds.remove(&round) {
+                self.confirmed.push((read.index, reads));
             }
         }
-        let applied = self.node.applied;
-        for (index, answers) in self.confirmed.extract_if(.., |(index, _)| *index <= applied) {
-            for answer in answers {
-                let _ = answer.send(Ok(index));
+        let applied = self.node.applied();
+        for (index, reads) in self.confirmed.extract_if(.., |read| read.0 <= applied) {
+            for read in reads {
+                let _ = read.send(Ok(index));
             }
         }
-        if !self.node.leads() {
-            for proposal in std::mem::take(&mut self.proposals).into_values() {
-                let _ = proposal.answer.send(Err(ProposeError::UnknownOutcome));
+        if !self.node.leads() || progress.restored {
+            for (_, (_, caller)) in std::mem::take(&mut self.proposals) {
+                let _ = caller.send(Err(ProposeError::UnknownOutcome));
             }
-            for (_, answers) in std::mem::take(&mut self.reads).into_values() {
-                for answer in answers {
-                    let _ = answer.send(Err(ProposeError::NotLeader));
-                }
+            let hint = self.hint();
+            let rounds = std::mem::take(&mut self.rounds).into_values().flatten();
+            let confirmed = std::mem::take(&mut self.confirmed).into_iter().flat_map(|c| c.1);
+            for read in rounds.chain(confirmed).chain(std::mem::take(&mut self.waiting)) {
+                let _ = read.send(Err(ReadError::NotLeader { hint }));
             }
         }
     }
 
-    fn expire(&mut self) {
-        let late = |since: &Instant| since.elapsed() > DECIDED_WITHIN;
-        for (_, proposal) in self.proposals.extract_if(.., |_, proposal| late(&proposal.since)) {
-            let _ = proposal.answer.send(Err(ProposeError::UnknownOutcome));
-        }
-        for (_, (_, answers)) in self.reads.extract_if(.., |_, (since, _)| late(since)) {
-            for answer in answers {
-                let _ = answer.send(Err(ProposeError::Dropped));
+    fn publish(&mut self) {
+        let (applied, established, voters) =
+            (self.node.applied(), self.node.may_read(), self.node.voters());
+        let raft = &self.node.raw().raft;
+        let status = Status {
+            id: raft.id,
+            term: raft.term,
+            leader: raft.leader_id,
+            role: match raft.state {
+                StateRole::Leader => Role::Leader,
+                StateRole::Follower => Role::Follower,
+                _ => Role::Candidate,
+            },
+            commit: raft.raft_log.committed,
+            applied,
+            voters,
+            established: established && applied >= raft.raft_log.committed,
+        };
+        // Once established in a term, it stays so: applying trails committing only for a moment.
+        let was = self.leading == Some(status.term) && status.role == Role::Leader;
+        let status = Status { established: status.established || was, ..status };
+        let leading = status.leads().then_some(status.term);
+        if leading != self.leading {
+            if let Some(term) = self.leading {
+                tracing::info!(term, "leadership ended");
+                let _ = self.events.send(LeadershipEvent::Ended { term });
             }
-        }
-    }
-
-    fn tell(&self) {
-        let raft = &self.node.raw.raft;
-        // A leader's memory of the state is whole only once an entry of its own term is applied.
-        let leads = raft.state == StateRole::Leader && raft.commit_to_current_term() && self.node.applied >= raft.raft_log.committed;
-        let now = RaftStatus { id: raft.id, term: raft.term, leader: raft.leader_id, applied: self.node.applied, leads };
-        self.publish.send_if_modified(|told| {
-            if (told.leader, told.term) != (now.leader, now.term) {
-                info!(leader = now.leader, term = now.term, "leader known");
+            if let Some(term) = leading {
+                tracing::info!(term, index = applied, "leadership started");
+                let _ = self.events.send(LeadershipEvent::Started { term, index: applied });
             }
-            // Busy with its own entries, a leader goes on leading.
-            let now = RaftStatus { leads: now.leads || (told.leads && raft.state == StateRole::Leader && told.term == now.term), ..now };
-            let changed = *told != now;
-            *told = now;
+            self.leading = leading;
+        }
+        self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
             changed
         });
     }
-}
-
-/// A message that carries a whole snapshot: its sender wants to know if it arrived.
-pub fn is_snapshot(message: &Message) -> bool {
-    message.get_msg_type() == MessageType::MsgSnapshot
 }

@@ -1,0 +1,259 @@
+//! Raft messages between coordinators: one outgoing stream a peer with a bounded queue (full = dropped, as Raft allows), and
+//! the Peers service that checks every envelope before its message is stepped. Left out: what the messages mean (`raft`).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prost_raft::Message as _;
+use raft::eraftpb::{Message, MessageType};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Request, Response, Status, Streaming};
+use vp_proto::MAX_MESSAGE_BYTES;
+use vp_proto::v1::peers_client::PeersClient;
+use vp_proto::v1::peers_server::{Peers, PeersServer};
+use vp_proto::v1::{Envelope, IdentifyRequest, IdentifyResponse, SendSummary};
+
+use crate::raft::{Outbox, RaftHandle};
+
+const QUEUE: usize = 256;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+struct Parcel {
+    envelope: Envelope,
+    snapshot: bool,
+}
+
+struct Link {
+    peer: u64,
+    address: SocketAddr,
+    from: IpAddr,
+    parcels: mpsc::Receiver<Parcel>,
+}
+
+/// The connections of one member to the others.
+pub struct Network {
+    cluster: String,
+    id: u64,
+    members: Vec<u64>,
+    senders: BTreeMap<u64, mpsc::Sender<Parcel>>,
+    links: Mutex<Vec<Link>>,
+}
+
+/// Where the raft thread puts its messages.
+pub struct Outgoing {
+    cluster: String,
+    id: u64,
+    senders: BTreeMap<u64, mpsc::Sender<Parcel>>,
+}
+
+impl Network {
+    /// Member `id` at `own`, among `members` (itself may be listed). Connects to nobody before [`Network::service`].
+    pub fn new(
+        cluster: String,
+        id: u64,
+        own: IpAddr,
+        members: BTreeMap<u64, SocketAddr>,
+    ) -> Network {
+        let (mut senders, mut links) = (BTreeMap::new(), Vec::new());
+        for (&peer, &address) in members.iter().filter(|(peer, _)| **peer != id) {
+            let (sender, parcels) = mpsc::channel(QUEUE);
+            senders.insert(peer, sender);
+            links.push(Link { peer, address, from: own, parcels });
+        }
+        Network {
+            cluster,
+            id,
+            members: members.into_keys().collect(),
+            senders,
+            links: Mutex::new(links),
+        }
+    }
+
+    /// What to give to [`crate::raft::start`].
+    pub fn outgoing(&self) -> Outgoing {
+        Outgoing {
+            cluster: self.cluster.clone(),
+            id: self.id,
+            senders: self.senders.clone(),
+        }
+    }
+
+    /// Starts the outgoing streams (on the current runtime; they end when the raft thread does) and gives the service.
+    pub fn service(&self, raft: RaftHandle) -> PeersServer<PeersApi> {
+        let links = std::mem::take(&mut *self.links.lock().unwrap_or_else(PoisonError::into_inner));
+        for link in links {
+            tokio::spawn(link.run(raft.clone()));
+        }
+        PeersServer::new(PeersApi {
+            cluster: self.cluster.clone(),
+            id: self.id,
+            members: self.members.clone(),
+            raft,
+            state_hash: Arc::new(|| 0),
+        })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+impl Outbox for Outgoing {
+    fn send(&mut self, message: Message) {
+        let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+        let envelope = Envelope {
+            cluster: self.cluster.clone(),
+            from: self.id,
+            to: message.to,
+            message: message.encode_to_vec(),
+        };
+        // A dropped message is repeated by Raft; a dropped snapshot by the leader's next probe.
+        if let Some(sender) = self.senders.get(&message.to) {
+            let _ = sender.try_send(Parcel { envelope, snapshot });
+        }
+    }
+}
+
+impl Link {
+    async fn run(mut self, raft: RaftHandle) {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
+            .map(|endpoint| {
+                endpoint
+                    .local_address(Some(self.from))
+                    .connect_timeout(Duration::from_secs(1))
+                    .tcp_nodelay(true)
+                    .http2_keep_alive_interval(Duration::from_millis(500))
+                    .keep_alive_timeout(Duration::from_secs(1))
+                    .keep_alive_while_idle(true)
+            });
+        let Ok(endpoint) = endpoint else { return };
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            match endpoint.connect().await {
+                Ok(channel) => {
+                    tracing::info!(peer = self.peer, "peer connected");
+                    backoff = BACKOFF_MIN;
+                    if !self.stream(PeersClient::new(channel), &raft).await {
+                        return;
+                    }
+                    tracing::info!(peer = self.peer, "peer disconnected");
+                }
+                Err(error) => tracing::debug!(peer = self.peer, %error, "peer not reachable"),
+            }
+            raft.report_unreachable(self.peer);
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            // What queued up meanwhile is stale.
+            loop {
+                match self.parcels.try_recv() {
+                    Ok(parcel) if parcel.snapshot => raft.report_snapshot(self.peer, false),
+                    Ok(_) => {}
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
+                }
+            }
+        }
+    }
+
+    /// Sends until the connection breaks (true) or the raft thread has ended (false).
+    async fn stream(&mut self, client: PeersClient<tonic::transport::Channel>, raft: &RaftHandle) -> bool {
+        let mut client = client.max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (stream, envelopes) = mpsc::channel(16);
+        let call = client.send(ReceiverStream::new(envelopes));
+        tokio::pin!(call);
+        loop {
+            let parcel = tokio::select! {
+                outcome = &mut call => {
+                    if let Err(status) = outcome {
+                        tracing::debug!(peer = self.peer, %status, "peer stream ended");
+                    }
+                    return true;
+                }
+                parcel = self.parcels.recv() => parcel,
+            };
+            let Some(parcel) = parcel else { return false };
+            let sent = tokio::select! {
+                _ = &mut call => false,
+                sent = stream.send(parcel.envelope) => sent.is_ok(),
+            };
+            if parcel.snapshot {
+                raft.report_snapshot(self.peer, sent);
+            }
+            if !sent {
+                return true;
+            }
+        }
+    }
+}
+
+/// The Peers service.
+pub struct PeersApi {
+    cluster: String,
+    id: u64,
+    members: Vec<u64>,
+    raft: RaftHandle,
+    state_hash: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl PeersApi {
+    fn check(&self, envelope: &Envelope) -> Result<Message, Status> {
+        if envelope.cluster != self.cluster || envelope.to != self.id {
+            return Err(Status::permission_denied(format!(
+                "this is member {} of cluster {:?}",
+                self.id, self.cluster
+            )));
+        }
+        let message = Message::decode(envelope.message.as_slice())
+            .map_err(|_| Status::invalid_argument("not a raft message"))?;
+        let member = envelope.from != self.id && self.members.contains(&envelope.from);
+        if !member || message.from != envelope.from || message.to != self.id {
+            return Err(Status::permission_denied("sender or receiver do not match the envelope"));
+        }
+        match message.get_msg_type() {
+            MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => {
+                Err(Status::permission_denied("peers may not propose"))
+            }
+            _ => Ok(message),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Peers for PeersApi {
+    async fn send(
+        &self,
+        request: Request<Streaming<Envelope>>,
+    ) -> Result<Response<SendSummary>, Status> {
+        let mut envelopes = request.into_inner();
+        let mut accepted = 0;
+        while let Some(envelope) = envelopes.message().await? {
+            let message = self.check(&envelope).inspect_err(|status| {
+                tracing::warn!(from = envelope.from, cluster = envelope.cluster, reason = status.message(), "peer envelope refused");
+            })?;
+            self.raft.step(message);
+            accepted += 1;
+        }
+        Ok(Response::new(SendSummary { accepted }))
+    }
+
+    async fn identify(
+        &self,
+        request: Request<IdentifyRequest>,
+    ) -> Result<Response<IdentifyResponse>, Status> {
+        let cluster = request.into_inner().cluster;
+        if cluster != self.cluster {
+            return Err(Status::permission_denied(format!("this is cluster {:?}", self.cluster)));
+        }
+        let status = self.raft.status();
+        Ok(Response::new(IdentifyResponse {
+            cluster,
+            id: self.id,
+            term: status.term,
+            leader_id: status.leader,
+            applied: status.applied,
+            state_hash: (self.state_hash)(),
+        }))
+    }
+}
