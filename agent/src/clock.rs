@@ -11,9 +11,8 @@ pub struct Instant(pub u64);
 impl Instant {
     /// Now. The clock exists on every Linux this runs on; without it nothing could be fenced, so it counts as the end of time.
     pub fn now() -> Self {
-        clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Self(u64::MAX), |time| {
-            Self((time.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64))
-        })
+        clock_gettime(ClockId::CLOCK_BOOTTIME)
+            .map_or(Self(u64::MAX), |time| Self((time.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64)))
     }
 
     /// This instant plus `duration`, saturating.

@@ -100,8 +100,7 @@ impl Generations {
 
     fn keep(&mut self, record: Record) -> Result<(), GenerationsError> {
         if record != self.record {
-            let bytes = serde_json::to_vec_pretty(&record)
-                .map_err(|source| GenerationsError::Damaged { path: self.path.clone(), source })?;
+            let bytes = serde_json::to_vec_pretty(&record).map_err(|source| GenerationsError::Damaged { path: self.path.clone(), source })?;
             replace(&self.path, &bytes)?;
             self.record = record;
         }

@@ -88,11 +88,7 @@ pub fn run(order: &Order) -> Result<i32, GuardError> {
         return Ok(LEASE_OVER);
     }
     let me = getpid();
-    let family = Family {
-        session: me.as_raw(),
-        leader_start: stat(me.as_raw()).map_or(0, |stat| stat.start),
-        mark: std::env::var(MARK).unwrap_or_default(),
-    };
+    let family = Family { session: me.as_raw(), leader_start: stat(me.as_raw()).map_or(0, |stat| stat.start), mark: std::env::var(MARK).unwrap_or_default() };
     let mut child = spawn(order, me)?;
     let outcome = watch(order, &mut child, &signals, &socket, &timer);
     // However it ended: nothing of the session outlives the guard.

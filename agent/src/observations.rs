@@ -101,9 +101,7 @@ mod tests {
         let now = Instant(1_000_000_000_000);
         let status = Status { process, pid: 1, started: Instant(now.0 - ran_s * 1_000_000_000) };
         let start_timeout = Duration::from_secs(60);
-        let facts = Facts {
-            slot: &slot, generation: 3, released: false, status, health, waiting: waiting.as_ref(), failure: "", restarts: 0, start_timeout,
-        };
+        let facts = Facts { slot: &slot, generation: 3, released: false, status, health, waiting: waiting.as_ref(), failure: "", restarts: 0, start_timeout };
         observation(&facts, now).phase()
     }
 

@@ -189,9 +189,7 @@ impl Renderer {
     /// # Errors
     /// An undefined name or a failing filter.
     pub fn text(&self, what: &str, template: &str) -> Result<String, RenderError> {
-        self.environment
-            .render_str(template, &self.values)
-            .map_err(|error| RenderError { what: what.to_owned(), reason: describe(&error) })
+        self.environment.render_str(template, &self.values).map_err(|error| RenderError { what: what.to_owned(), reason: describe(&error) })
     }
 
     /// One element of a command: a lone expression that names a list becomes its elements, and one that

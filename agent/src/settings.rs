@@ -174,8 +174,7 @@ pub struct Settings {
     pub environment: BTreeMap<String, String>,
 }
 
-const INHERITED: [&str; 8] =
-    ["PATH", "HOME", "LANG", "AWS_REGION", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "VP_INSTANCE_ROOT", "VP_IMAGE", "VP_COMPONENTS"];
+const INHERITED: [&str; 8] = ["PATH", "HOME", "LANG", "AWS_REGION", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "VP_INSTANCE_ROOT", "VP_IMAGE", "VP_COMPONENTS"];
 
 impl Settings {
     /// Validates what the environment and the metadata service said.
@@ -183,8 +182,7 @@ impl Settings {
     /// # Errors
     /// What is wrong, where, and what is allowed.
     pub fn new(places: Places, metadata: Metadata) -> Result<Self, SettingsError> {
-        let data: UserData =
-            serde_saphyr::from_str(&metadata.user_data).map_err(|error| SettingsError::UserData(error.to_string()))?;
+        let data: UserData = serde_saphyr::from_str(&metadata.user_data).map_err(|error| SettingsError::UserData(error.to_string()))?;
         let value = |key, reason: &str| SettingsError::Value { key, reason: reason.to_owned() };
         if data.run != "agent" {
             return Err(value("run", &format!("{:?}, but this program is the agent", data.run)));
@@ -205,11 +203,7 @@ impl Settings {
             region: data.aws.region,
             coordinators: data.coordinators.iter().map(|c| SocketAddr::new(c.address, vp_proto::COORDINATOR_PORT)).collect(),
             lease: Duration::from_millis(data.lease_ms),
-            aws: Aws {
-                endpoint_url: data.aws.endpoint_url,
-                s3_endpoint_url: data.aws.s3_endpoint_url,
-                imds_endpoint: places.imds_endpoint,
-            },
+            aws: Aws { endpoint_url: data.aws.endpoint_url, s3_endpoint_url: data.aws.s3_endpoint_url, imds_endpoint: places.imds_endpoint },
             buckets: data.buckets,
             node: Node {
                 instance_id: metadata.instance_id,
@@ -247,13 +241,8 @@ spec:
 "#;
 
     fn settings(user_data: &str) -> Result<Settings, SettingsError> {
-        let places = Places {
-            root: "/r".into(),
-            volumes: "/v".into(),
-            image: "/i".into(),
-            components: "/c".into(),
-            imds_endpoint: "http://127.35.1.20:1338".into(),
-        };
+        let places =
+            Places { root: "/r".into(), volumes: "/v".into(), image: "/i".into(), components: "/c".into(), imds_endpoint: "http://127.35.1.20:1338".into() };
         let metadata = Metadata {
             instance_id: "i-1".into(),
             address: IpAddr::from([127, 35, 1, 20]),
@@ -282,11 +271,9 @@ spec:
 
     #[test]
     fn an_absurd_lease_another_program_and_no_coordinator_are_refused() {
-        for (from, to, key) in [
-            ("lease_ms: 4000", "lease_ms: 4", "lease_ms"),
-            ("run: agent", "run: coordinator", "run"),
-            ("cluster: dev", "cluster: ''", "cluster"),
-        ] {
+        for (from, to, key) in
+            [("lease_ms: 4000", "lease_ms: 4", "lease_ms"), ("run: agent", "run: coordinator", "run"), ("cluster: dev", "cluster: ''", "cluster")]
+        {
             let error = settings(&GOOD.replace(from, to)).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }

@@ -41,13 +41,7 @@ pub struct Shared {
 impl Shared {
     /// Nothing known yet.
     pub fn new() -> Self {
-        Self {
-            report: Mutex::default(),
-            leases: Mutex::default(),
-            desired: watch::Sender::new(None),
-            wake: Arc::new(Notify::new()),
-            reported: Notify::new(),
-        }
+        Self { report: Mutex::default(), leases: Mutex::default(), desired: watch::Sender::new(None), wake: Arc::new(Notify::new()), reported: Notify::new() }
     }
 
     /// The report, locked.

@@ -153,8 +153,8 @@ fn an_older_generation_and_an_older_set_are_refused_after_a_restart() {
     bed.kill_agent();
     // A stale leader's set: dropped whole, though it names nothing.
     bed.want_at(4, vec![]);
-    bed.start_agent();
     let sessions = bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst);
+    bed.start_agent();
     bed.eventually("a session", || (bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst) > sessions).then_some(()));
     bed.reported("calm-1", Phase::Healthy);
     assert_eq!(bed.processes("calm-1", "while"), [before.pid]);
@@ -240,9 +240,7 @@ fn changed_params_without_a_new_generation_restart_nothing_and_a_new_generation_
     assert!(unknown.message.contains("no such role"), "{}", unknown.message);
     assert_eq!(bed.reported("calm-1", Phase::Healthy).pid, first);
     bed.want(vec![assignment("calm", 10, "quorum")]);
-    let second = bed.eventually("generation 10 is healthy", || {
-        bed.script.observation("calm-1").filter(|o| o.phase() == Phase::Healthy && o.generation == 10)
-    });
+    let second = bed.eventually("generation 10 is healthy", || bed.script.observation("calm-1").filter(|o| o.phase() == Phase::Healthy && o.generation == 10));
     assert_ne!(second.pid, first);
     assert!(!alive(first));
 }
@@ -254,4 +252,19 @@ fn a_followers_hint_leads_to_the_leader() {
     let hello = &bed.script.hellos()[0];
     assert_eq!((hello.cluster.as_str(), hello.instance_id.as_str(), hello.memory_mib), ("t", "i-0test", 2048));
     assert_eq!(bed.followers_asked(), [1, 0], "the second follower is passed over");
+}
+
+#[test]
+fn the_agent_is_small_with_five_roles() {
+    let quorum = quorum();
+    let names = ["one", "two", "three", "four", "five"];
+    let mut bed = Bed::new(&names.map(|name| (name, quorum.as_str())));
+    bed.want(names.map(|name| assignment(name, 8, "quorum")).into());
+    for name in names {
+        bed.reported(&format!("{name}-1"), Phase::Healthy);
+    }
+    let rss = bed.eventually("it measured itself", || Some(bed.script.measures().agent_rss_bytes).filter(|rss| *rss > 0));
+    println!("resident with five roles, this build: {} KiB", rss / 1024);
+    // The target of 20 MiB is for a release build; an unoptimized one is about twice that.
+    assert!(rss < 40 * 1024 * 1024, "{rss}");
 }

@@ -26,16 +26,7 @@ fn exclusive(generation: u64) -> Assignment {
 }
 
 fn idle(accepted: u64) -> Observed {
-    Observed {
-        process: Process::None,
-        accepted,
-        released: 0,
-        lease: None,
-        volume_there: false,
-        known_role: true,
-        crashed: None,
-        stop_timeout: STOP_TIMEOUT,
-    }
+    Observed { process: Process::None, accepted, released: 0, lease: None, volume_there: false, known_role: true, crashed: None, stop_timeout: STOP_TIMEOUT }
 }
 
 fn running(generation: u64) -> Observed {

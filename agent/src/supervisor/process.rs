@@ -200,8 +200,7 @@ impl Supervisor for Processes {
         }
         let start = stat(pid).map_or(0, |stat| stat.start);
         let boot = self.boot.clone();
-        let record =
-            Record { generation: unit.generation, pid, start, boot, started: Instant::now().0, log_file: unit.log_file.clone() };
+        let record = Record { generation: unit.generation, pid, start, boot, started: Instant::now().0, log_file: unit.log_file.clone() };
         let recorded = self.record(&unit.slot, &record);
         self.watch(&unit.slot, record);
         if let Err(error) = recorded {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -175,9 +175,8 @@ impl Bed {
 
     fn serve_metadata(&self, coordinators: u8) {
         // The leader last.
-        let list: Vec<_> = (1..=coordinators)
-            .map(|id| format!("  - {{id: {id}, address: {}, zone: us-east-1a, group: g}}\n", self.ip(9 + coordinators + 1 - id)))
-            .collect();
+        let list: Vec<_> =
+            (1..=coordinators).map(|id| format!("  - {{id: {id}, address: {}, zone: us-east-1a, group: g}}\n", self.ip(9 + coordinators + 1 - id))).collect();
         let user_data = format!(
             "cluster: t\nrun: agent\ngroup: t\ncoordinators:\n{}lease_ms: {LEASE_MS}\naws: {{region: us-east-1, endpoint_url: 'http://a', s3_endpoint_url: 'http://b'}}\nbuckets: {{uploads: u, results: r, cluster: c}}\nidentity_public_key: QQ==\n",
             list.concat()
@@ -282,7 +281,14 @@ impl Bed {
     }
 
     pub fn want_at(&mut self, revision: u64, assignments: Vec<Assignment>) {
-        let member = |a: &Assignment| Member { slot: a.slot.clone(), generation: a.generation, member_id: a.member_id, address: self.ip(20).to_string(), zone: "us-east-1a".into(), instance_id: "i-0test".into() };
+        let member = |a: &Assignment| Member {
+            slot: a.slot.clone(),
+            generation: a.generation,
+            member_id: a.member_id,
+            address: self.ip(20).to_string(),
+            zone: "us-east-1a".into(),
+            instance_id: "i-0test".into(),
+        };
         let members = assignments.iter().map(member).collect();
         self.script.desired.send_replace(Desired { term: 1, revision, assignments, members });
     }
@@ -338,14 +344,7 @@ pub fn signal(pid: i32, signal: nix::sys::signal::Signal) {
 }
 
 pub fn assignment(role: &str, generation: u64, fencing: &str) -> Assignment {
-    Assignment {
-        slot: Some(SlotRef { role: role.into(), index: 1 }),
-        generation,
-        member_id: 1,
-        start: true,
-        fencing: fencing.into(),
-        ..Assignment::default()
-    }
+    Assignment { slot: Some(SlotRef { role: role.into(), index: 1 }), generation, member_id: 1, start: true, fencing: fencing.into(), ..Assignment::default() }
 }
 
 impl Drop for Bed {
