@@ -1,13 +1,17 @@
 //! The one function that changes the state. Total: every command either changes it and says how, or is refused and says why.
 
+use std::collections::BTreeSet;
+
 use crate::{
     command::{Action, Command, Event, Plan, Rejection},
-    ids::{Generation, NodeId, Revision, RoleName, Session, SlotId},
+    ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
     state::{ClusterState, EVENT_RING, Fencing, Lifecycle, Membership, Node, Proof, Slot, Spec, Volume},
 };
 
 /// Highest member id ZooKeeper accepts (its `myid` is one byte, 1 to 255).
 pub const LAST_MEMBER_ID: u32 = 255;
+/// Most slots of one role: a bound on what one command may make the state grow to.
+pub const MOST_SLOTS: u32 = 1000;
 
 /// Applies one command at a Raft index. Equal states and commands give equal results. The revision advances in every case.
 ///
@@ -15,14 +19,18 @@ pub const LAST_MEMBER_ID: u32 = 255;
 /// [`Rejection`]: nothing but the revision has changed.
 pub fn apply(state: &mut ClusterState, index: u64, unix_ms: u64, command: &Command) -> Result<Vec<Event>, Rejection> {
     let based_on = state.revision;
+    if index < based_on.0 {
+        return Err(Rejection::Impossible(format!("entry {index} comes after revision {based_on}: a revision never goes back")));
+    }
     state.revision = Revision(index);
     let mut events = Events { revision: state.revision, unix_ms, list: Vec::new() };
     let outcome = change(state, based_on, command, &mut events);
+    outcome?;
     state.events.extend(events.list.iter().cloned());
     while state.events.len() > EVENT_RING {
         state.events.pop_front();
     }
-    outcome.map(|()| events.list)
+    Ok(events.list)
 }
 
 struct Events {
@@ -100,9 +108,13 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
             Ok(())
         }
         Command::VolumeCreated { slot, generation, volume, zone } => {
+            volume_fits(state, slot, volume, zone)?;
             let found = slot_at(state, slot, *generation)?;
             if found.volume.is_some() {
                 return Err(Rejection::Impossible(format!("{slot} has a volume already")));
+            }
+            if found.used {
+                return Err(Rejection::Impossible(format!("the disk of {slot} is lost: it gets a new one with its next grant, never under the old identity")));
             }
             found.volume = Some(Volume { id: volume.clone(), zone: zone.clone() });
             events.say("volume created", slot, format!("{volume} in {zone}"));
@@ -114,6 +126,8 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
                 return Err(Rejection::Impossible(format!("{slot} does not own {volume}")));
             }
             found.volume = None;
+            // Whatever was on it counts as written: the empty-disk path applies, never a first start.
+            found.used = true;
             events.say("volume lost", slot, format!("{volume} does not exist any more"));
             Ok(())
         }
@@ -161,6 +175,18 @@ fn set_spec(state: &mut ClusterState, spec: &Spec, events: &mut Events) -> Resul
                 return Err(Rejection::BadSpec(format!("{name} comes after {needed}, which the spec does not have")));
             }
         }
+        if role.pref > MOST_SLOTS || (role.membership == Membership::ZooKeeper && role.pref > LAST_MEMBER_ID) {
+            return Err(Rejection::BadSpec(format!("{name}: {} slots are more than a role can have", role.pref)));
+        }
+        if comes_after(spec, name, name) {
+            return Err(Rejection::BadSpec(format!("{name} comes after itself: it could never start")));
+        }
+        if let Some(now) = state.spec.roles.get(name) {
+            let same = (now.fencing, now.fenced_sinks, now.volume, now.membership) == (role.fencing, role.fenced_sinks, role.volume, role.membership);
+            if !same && state.slots_of(name).any(|(_, slot)| slot.generation.0 > 0) {
+                return Err(Rejection::BadSpec(format!("{name}: fencing, volume and membership cannot change once a slot was granted")));
+            }
+        }
         if state.slots_of(name).count() > role.pref as usize {
             return Err(Rejection::BadSpec(format!("{name}: shrinking to {} is not possible yet", role.pref)));
         }
@@ -178,10 +204,47 @@ fn set_spec(state: &mut ClusterState, spec: &Spec, events: &mut Events) -> Resul
     Ok(())
 }
 
+/// Whether `role` comes, directly or not, after `sought`.
+fn comes_after(spec: &Spec, role: &RoleName, sought: &RoleName) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut open: Vec<&RoleName> = vec![role];
+    while let Some(next) = open.pop() {
+        for needed in spec.roles.get(next).into_iter().flat_map(|role| &role.after) {
+            if needed == sought {
+                return true;
+            }
+            if seen.insert(needed) {
+                open.push(needed);
+            }
+        }
+    }
+    false
+}
+
+/// A volume is for a role that owns one, for one slot, and in the zone of the slot's holder.
+fn volume_fits(state: &ClusterState, id: &SlotId, volume: &VolumeId, zone: &Zone) -> Result<(), Rejection> {
+    let role = state.role(id).ok_or_else(|| Rejection::NoSuchSlot(id.clone()))?;
+    if !role.volume {
+        return Err(Rejection::Impossible(format!("{} owns no volumes", id.role)));
+    }
+    if let Some((owner, _)) = state.slots.iter().find(|(other, slot)| *other != id && slot.volume.as_ref().is_some_and(|kept| kept.id == *volume)) {
+        return Err(Rejection::Impossible(format!("{volume} belongs to {owner}")));
+    }
+    if let Some((holder, node)) = state.slots.get(id).and_then(|slot| state.holder(slot))
+        && node.zone != *zone
+    {
+        return Err(Rejection::Impossible(format!("{volume} is in {zone}, but {holder} is in {}", node.zone)));
+    }
+    Ok(())
+}
+
 fn register(state: &mut ClusterState, id: &NodeId, mut new: Node, events: &mut Events) -> Result<(), Rejection> {
     if let Some(old) = state.nodes.get(id) {
         if matches!(old.lifecycle, Lifecycle::Lost | Lifecycle::Fenced) {
             return Err(Rejection::NodeState { node: id.clone(), state: "lost".into(), todo: "this instance will be replaced".into() });
+        }
+        if old.zone != new.zone {
+            return Err(Rejection::Impossible(format!("{id} is in {}: an instance never changes its zone", old.zone)));
         }
         // The same instance with a new session keeps what it holds: an agent restart moves nothing.
         new.lifecycle = old.lifecycle;
@@ -235,7 +298,10 @@ fn act(state: &mut ClusterState, action: &Action, events: &mut Events) -> Result
             if found.holder.is_some() {
                 return Err(Rejection::Impossible(format!("{slot} is held: its volume is in use")));
             }
-            found.volume = None;
+            if found.volume.take().is_none() {
+                return Err(Rejection::Impossible(format!("{slot} has no volume to give up")));
+            }
+            found.used = true;
             events.say("volume abandoned", slot, "no node came up in its zone in time");
         }
         Action::Grant { slot, node, member_id } => grant(state, slot, node, *member_id, events)?,
@@ -264,13 +330,23 @@ fn grant(state: &mut ClusterState, slot: &SlotId, node: &NodeId, member_id: u32,
     if let Some((other, _)) = state.held_by(node).find(|(held, _)| held.role == slot.role) {
         return Err(Rejection::Impossible(format!("{node} holds {other} already: two of one role never share a node")));
     }
+    if let Some(volume) = state.slots.get(slot).and_then(|slot| slot.volume.as_ref())
+        && state.nodes.get(node).is_some_and(|node| node.zone != volume.zone)
+    {
+        return Err(Rejection::Impossible(format!("the volume of {slot} is in {}, {node} is not", volume.zone)));
+    }
+    let taken = |(other, kept): (&SlotId, &Slot)| other != slot && (kept.member_id == member_id || kept.retired_member == Some(member_id));
+    if member_id == 0 || state.slots_of(&slot.role).any(taken) {
+        return Err(Rejection::Impossible(format!("member id {member_id} of {} is not free", slot.role)));
+    }
     let role = slot.role.clone();
     let found = slot_mut(state, slot)?;
     if let Some(holder) = &found.holder {
         return Err(Rejection::Held { slot: slot.clone(), holder: holder.clone() });
     }
     if found.member_id != member_id {
-        if found.member_id != 0 {
+        // The oldest is kept: it is the one the role's own quorum still lists.
+        if found.member_id != 0 && found.retired_member.is_none() {
             found.retired_member = Some(found.member_id);
         }
         found.member_id = member_id;
@@ -339,10 +415,15 @@ fn live_session(id: &NodeId, node: &Node, given: Session) -> Result<(), Rejectio
 /// The next free member id of a role: above every id ever given while there is one, then the lowest that no slot uses or has retired.
 /// ZooKeeper's pool is 1 to 255 (`LAST_MEMBER_ID`).
 pub fn next_member_id(state: &ClusterState, role: &RoleName) -> Option<u32> {
+    free_member_id(state, role, |_| false)
+}
+
+/// As [`next_member_id`], and never one that `listed` says the role's own quorum still knows.
+pub(crate) fn free_member_id(state: &ClusterState, role: &RoleName, listed: impl Fn(u32) -> bool) -> Option<u32> {
     let last = state.ensembles.get(role).map_or(0, |ensemble| ensemble.last_member);
     if last < LAST_MEMBER_ID {
         return Some(last + 1);
     }
     let taken = |id: u32| state.slots_of(role).any(|(_, slot)| slot.member_id == id || slot.retired_member == Some(id));
-    (1..=LAST_MEMBER_ID).find(|id| !taken(*id))
+    (1..=LAST_MEMBER_ID).find(|id| !taken(*id) && !listed(*id))
 }

@@ -3,13 +3,13 @@
 //! The rules are those of `roles.md` "ZooKeeper", after the project's dynamic-reconfiguration guide: one conditional `reconfig` at a time; a joiner is an
 //! observer until it is in sync; a replacement removes the old and adds the new in one command, never 3 to 4.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     command::Command,
     health::serving,
     ids::{RoleName, SlotId},
-    observe::{Observations, Phase},
+    observe::{EnsembleSeen, Observations, Phase},
     state::{ClusterState, Lifecycle, Membership},
 };
 
@@ -51,13 +51,19 @@ pub fn next(state: &ClusterState, obs: &Observations, role: &RoleName) -> Option
             None => {
                 let in_sync = obs.phase(id, slot.generation) == Phase::Healthy && obs.fact(id, slot.generation, "mode") == Some("observer");
                 if in_sync {
-                    let remove = slot.retired_member.filter(|old| seen.voters.contains_key(old));
+                    let remove = slot.retired_member.filter(|old| seen.voters.contains_key(old)).or_else(|| orphan(state, seen, role));
                     return Some(Reconfig { slot: id.clone(), if_version: seen.version, remove, add: (slot.member_id, node.address.clone()) });
                 }
             }
         }
     }
     None
+}
+
+/// A voter that no slot is any more, though nothing in the log remembers it (its slot lost its disk twice in a row): it would count as dead for ever.
+fn orphan(state: &ClusterState, seen: &EnsembleSeen, role: &RoleName) -> Option<u32> {
+    let known = |id: u32| state.slots_of(role).any(|(_, slot)| slot.member_id == id || slot.retired_member == Some(id));
+    seen.voters.keys().copied().find(|id| !known(*id))
 }
 
 /// Retired members that the ensemble does not list any more.
@@ -82,7 +88,11 @@ pub fn founding(state: &ClusterState, role: &RoleName) -> Option<Command> {
     all.then(|| Command::EnsembleFounded { role: role.clone(), members })
 }
 
-/// How the holder of a slot starts it, and the list it starts with: member id, address, votes.
+/// How the holder of a slot starts it, and the list it starts with: member id, address, votes. None: it may not start yet, because the list it would need
+/// cannot be known.
+///
+/// The founders' list may lack one founder (its slot has no node just now), never two: with one missing of an odd number a majority is still as large as
+/// before, so any two founders' quorums share a member; with two missing, a late founder could be a quorum of its own.
 pub fn start_list(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<(Join, Vec<(u32, String, bool)>)> {
     let slot = state.slots.get(id)?;
     let (_, node) = state.holder(slot)?;
@@ -94,13 +104,21 @@ pub fn start_list(state: &ClusterState, obs: &Observations, id: &SlotId) -> Opti
         _ if !slot.used && founders.contains(&slot.member_id) => Join::Founder,
         Some(seen) if seen.voters.contains_key(&slot.member_id) => Join::Member,
         // The list cannot be read (no quorum): a disk that was a voter's comes back as one.
-        None if slot.used => Join::Member,
+        None if slot.used && slot.retired_member.is_none() => Join::Member,
         _ => Join::Observer,
     };
+    match join {
+        Join::Founder if founders.iter().filter(|member| !placed.contains_key(member)).count() > 1 => return None,
+        // Two joiners that made up their own list could form a quorum of their own.
+        Join::Observer if seen.is_none() => return None,
+        _ => {}
+    }
+    // Members as the log knows them; one that is still replacing another is not a voter yet.
+    let pending: BTreeSet<u32> = state.slots_of(&id.role).filter(|(_, slot)| slot.retired_member.is_some()).map(|(_, slot)| slot.member_id).collect();
     let mut list: BTreeMap<u32, (String, bool)> = match (join, seen) {
         (Join::Founder, _) => founders.iter().filter_map(|member| Some((*member, (placed.get(member)?.clone(), true)))).collect(),
         (_, Some(seen)) => seen.voters.iter().map(|(member, address)| (*member, (address.clone(), true))).collect(),
-        (_, None) => placed.into_iter().map(|(member, address)| (member, (address, true))).collect(),
+        (_, None) => placed.into_iter().filter(|(member, _)| !pending.contains(member)).map(|(member, address)| (member, (address, true))).collect(),
     };
     list.insert(slot.member_id, (node.address.clone(), join != Join::Observer));
     Some((join, list.into_iter().map(|(member, (address, votes))| (member, address, votes)).collect()))

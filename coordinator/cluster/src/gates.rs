@@ -1,6 +1,7 @@
 //! May the holder start a slot now? A start gate never stops what runs.
 
 use crate::{
+    ensemble::start_list,
     health::serving,
     ids::SlotId,
     observe::{Observations, VolumeSeen},
@@ -15,6 +16,9 @@ pub fn start(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<Ga
     let (holder, node) = state.holder(slot)?;
     if role.volume {
         let Some(volume) = &slot.volume else {
+            if slot.used {
+                return Some(Gate::new(id, "its disk is lost", format!("{holder} gives it back and it is granted with an empty disk")));
+            }
             return Some(Gate::new(id, "its volume is being created", "EC2 has made it"));
         };
         if obs.volumes.get(&volume.id) != Some(&VolumeSeen::AttachedTo(holder.clone())) {
@@ -50,7 +54,12 @@ fn zookeeper(state: &ClusterState, obs: &Observations, id: &SlotId, address: &st
         return Some(Gate::new(id, "the ensemble is not founded", "every wanted member has a node"));
     }
     if !slot.used && ensemble.is_some_and(|ensemble| ensemble.founders.contains(&slot.member_id)) {
-        return None;
+        let several_missing = start_list(state, obs, id).is_none();
+        return several_missing.then(|| Gate::new(id, "more than one founder has no node", "all founders but one have a node"));
+    }
+    // roles.md, ZooKeeper 2: a joiner's list is the committed one; made up here, two joiners could form a quorum of their own.
+    if start_list(state, obs, id).is_none() {
+        return Some(Gate::new(id, "the ensemble's member list cannot be read", "a majority of the ensemble serves"));
     }
     // Without a quorum nothing can be reconfigured: members with their disks come back under the list as vp knows it.
     let seen = obs.zookeeper.as_ref().filter(|_| serving(state, obs, &id.role))?;

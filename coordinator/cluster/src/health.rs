@@ -30,6 +30,9 @@ pub struct Service {
 
 /// The fewest healthy members with which a role does its work.
 fn needed(membership: Membership, fencing: Fencing, wanted: usize) -> usize {
+    if wanted == 0 {
+        return 0;
+    }
     match membership {
         Membership::ZooKeeper => wanted / 2 + 1,
         // min.insync.replicas
@@ -84,7 +87,7 @@ pub fn judge(state: &ClusterState, obs: &Observations, coordinators: Coordinator
     }
     for role in state.spec.roles.keys() {
         let Some(service) = service(state, obs, role) else { continue };
-        let quorum = state.spec.roles[role].fencing == Fencing::Quorum;
+        let quorum = service.wanted > 0 && state.spec.roles[role].fencing == Fencing::Quorum;
         let counts = format!("{} of {} {role} healthy", service.healthy, service.wanted);
         if !service.serving {
             say(if quorum { Health::QuorumLost } else { Health::Degraded }, format!("{counts}: it does not serve"));

@@ -20,7 +20,7 @@ pub const BRAKE_PERCENT: usize = 55;
 
 /// After this long without a word, the last lease granted has run out for certain, ms.
 pub fn lost_after_ms(lease_ms: u64) -> u64 {
-    lease_ms + lease_ms * DRIFT_PERMILLE / 1000 + MARGIN_MS
+    lease_ms.saturating_add(lease_ms.saturating_mul(DRIFT_PERMILLE) / 1000).saturating_add(MARGIN_MS)
 }
 
 /// Whether silence is believed.

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    apply::{apply, next_member_id},
+    apply::{apply, free_member_id},
     command::{Action, Command, Plan},
+    health::serving,
     ids::{NodeId, SlotId, Zone},
     observe::{Observations, VolumeSeen},
     procedure,
@@ -48,8 +49,8 @@ struct Score {
 pub fn plan(state: &ClusterState, obs: &Observations) -> (Plan, Report) {
     let mut planning = Planning { next: state.clone(), plan: Plan { based_on: state.revision, actions: Vec::new() }, report: Report::default() };
     planning.vacate();
-    planning.release(obs);
     planning.grant(obs);
+    planning.release(obs);
     planning.forget();
     planning.report.gates.sort();
     (planning.plan, planning.report)
@@ -96,7 +97,13 @@ impl Planning {
     fn release(&mut self, obs: &Observations) {
         let (releases, gates) = procedure::drain(&self.next, obs);
         self.report.gates.extend(gates);
-        for slot in releases {
+        // A lost disk ends an identity: the process is stopped, then the slot is granted with an empty disk.
+        let diskless = self.next.slots.iter().filter(|(id, slot)| {
+            let volume = self.next.role(id).is_some_and(|role| role.volume);
+            volume && slot.volume.is_none() && slot.used && !slot.releasing && slot.holder.is_some() && !releases.contains(id)
+        });
+        let diskless: Vec<SlotId> = diskless.map(|(id, _)| id.clone()).collect();
+        for slot in releases.into_iter().chain(diskless) {
             self.act(Action::Release { slot });
         }
     }
@@ -105,7 +112,9 @@ impl Planning {
         let vacant: Vec<SlotId> = self.next.slots.iter().filter(|(_, slot)| slot.holder.is_none()).map(|(id, _)| id.clone()).collect();
         for id in vacant {
             let Some(role) = self.next.role(&id).cloned() else { continue };
-            if let Some(gate) = self.empty_disk_gate(&id, &role, obs) {
+            if self.next.slots[&id].volume.is_none()
+                && let Some(gate) = self.empty_disk_gate(&id, &role, obs)
+            {
                 self.report.gates.push(gate);
                 continue;
             }
@@ -122,6 +131,10 @@ impl Planning {
                         ));
                         continue;
                     }
+                    if let Some(gate) = self.abandon_gate(&id, &role, obs) {
+                        self.report.gates.push(gate);
+                        continue;
+                    }
                     self.act(Action::AbandonVolume { slot: id.clone() });
                     zone = None;
                 }
@@ -134,7 +147,7 @@ impl Planning {
                 ));
                 continue;
             };
-            let Some(member_id) = self.member_id(&id, &role) else {
+            let Some(member_id) = self.member_id(&id, &role, obs) else {
                 self.report.gates.push(Gate::new(&id, "no member id is free (1 to 255)", "a retired member is removed from the ensemble"));
                 continue;
             };
@@ -142,10 +155,28 @@ impl Planning {
         }
     }
 
+    /// A volume is given up only for something better: a node that could take the slot, and for a quorum only while the others hold the data.
+    fn abandon_gate(&self, id: &SlotId, role: &RoleSpec, obs: &Observations) -> Option<Gate> {
+        if self.best(id, role, None).is_none() {
+            return Some(Gate::new(id, "no ready node has room, in any zone", format!("a node joins with {} MiB free", role.memory_mib)));
+        }
+        let data = role.membership != Membership::ZooKeeper || founded(&self.next, id);
+        if role.fencing == Fencing::Quorum && data {
+            if !serving(&self.next, obs, &id.role) {
+                return Some(Gate::new(id, format!("{} has no majority: the data on this volume may be needed", id.role), "enough of it is healthy again"));
+            }
+            let abandoned = |action: &Action| matches!(action, Action::AbandonVolume { slot } if slot.role == id.role);
+            if self.plan.actions.iter().any(abandoned) {
+                return Some(Gate::new(id, format!("another disk of {} is being replaced", id.role), "that one has moved"));
+            }
+        }
+        self.empty_disk_gate(id, role, obs)
+    }
+
     /// Kafka, rule 2: the same id on an empty disk only when that id is in no partition's in-sync replicas.
     fn empty_disk_gate(&self, id: &SlotId, role: &RoleSpec, obs: &Observations) -> Option<Gate> {
         let slot = &self.next.slots[id];
-        if role.membership != Membership::Kafka || slot.volume.is_some() || slot.member_id == 0 || !slot.used {
+        if role.membership != Membership::Kafka || slot.member_id == 0 || !(slot.used || slot.volume.is_some()) {
             return None;
         }
         let Some(kafka) = &obs.kafka else {
@@ -161,13 +192,16 @@ impl Planning {
     }
 
     /// Which identity the slot gets: its own as long as its disk is there, for ZooKeeper a fresh one otherwise.
-    fn member_id(&self, id: &SlotId, role: &RoleSpec) -> Option<u32> {
+    fn member_id(&self, id: &SlotId, role: &RoleSpec, obs: &Observations) -> Option<u32> {
         let slot = &self.next.slots[id];
+        let founder = self.next.ensembles.get(&id.role).is_some_and(|ensemble| ensemble.founders.contains(&slot.member_id));
+        let listed = |id: u32| obs.zookeeper.as_ref().is_some_and(|seen| seen.voters.contains_key(&id));
         match role.membership {
             Membership::ZooKeeper if slot.member_id == 0 && !founded(&self.next, id) => Some(id.index),
             Membership::ZooKeeper if slot.member_id == 0 || slot.volume.is_none() => {
-                // Granted before and never started on a disk: the id was not used yet.
-                if slot.member_id != 0 && !founded(&self.next, id) { Some(slot.member_id) } else { next_member_id(&self.next, &id.role) }
+                // Granted before and never had a disk to start on: nobody has seen the id yet, and the founders' list stays whole.
+                let unseen = role.volume && !slot.used && founder;
+                if slot.member_id != 0 && (unseen || !founded(&self.next, id)) { Some(slot.member_id) } else { free_member_id(&self.next, &id.role, listed) }
             }
             Membership::ZooKeeper => Some(slot.member_id),
             Membership::Kafka | Membership::None => Some(id.index),
@@ -181,16 +215,16 @@ impl Planning {
                 held.entry(holder).or_default().push((slot_id, slot));
             }
         }
-        let used = |node: &NodeId| -> u32 {
+        let used = |node: &NodeId| -> u64 {
             let slots = held.get(node).into_iter().flatten();
-            slots.filter_map(|(slot, _)| self.next.role(slot)).map(|role| role.memory_mib).sum()
+            slots.filter_map(|(slot, _)| self.next.role(slot)).map(|role| u64::from(role.memory_mib)).sum()
         };
         let eligible = |(node_id, node): &(&NodeId, &Node)| {
             node.lifecycle == Lifecycle::Ready
                 && !node.cordoned
                 && zone.is_none_or(|zone| node.zone == *zone)
                 && !held.get(node_id).into_iter().flatten().any(|(slot, _)| slot.role == id.role)
-                && used(node_id) + role.memory_mib <= node.memory_mib
+                && used(node_id) + u64::from(role.memory_mib) <= u64::from(node.memory_mib)
         };
         let in_zone = |zone: &Zone| {
             let members = self.next.slots_of(&id.role).filter_map(|(_, slot)| self.next.holder(slot));
@@ -198,7 +232,7 @@ impl Planning {
         };
         let scores = self.next.nodes.iter().filter(eligible).map(|(node_id, node)| Score {
             same_role_in_zone: in_zone(&node.zone),
-            used_permille: u64::from(used(node_id)) * 1000 / u64::from(node.memory_mib.max(1)),
+            used_permille: used(node_id) * 1000 / u64::from(node.memory_mib.max(1)),
             slots_held: held.get(node_id).map_or(0, Vec::len),
             node: node_id.clone(),
         });
@@ -213,6 +247,13 @@ impl Planning {
             }
         }
     }
+}
+
+/// Where a slot that must leave its node could go now; None: nowhere.
+pub(crate) fn place(state: &ClusterState, id: &SlotId) -> Option<NodeId> {
+    let planning = Planning { next: state.clone(), plan: Plan::default(), report: Report::default() };
+    let zone = state.slots.get(id)?.volume.as_ref().map(|volume| &volume.zone);
+    planning.best(id, state.role(id)?, zone)
 }
 
 fn founded(state: &ClusterState, id: &SlotId) -> bool {

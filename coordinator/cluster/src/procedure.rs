@@ -2,9 +2,9 @@
 //! and says what may be done next, so any coordinator can carry it on.
 
 use crate::{
-    ids::{RoleName, SlotId},
+    ids::{NodeId, RoleName, SlotId},
     observe::{Observations, Phase},
-    planner::Gate,
+    planner::{Gate, place},
     state::{ClusterState, Fencing, Lifecycle, Membership, Slot},
 };
 
@@ -12,17 +12,42 @@ use crate::{
 pub fn drain(state: &ClusterState, obs: &Observations) -> (Vec<SlotId>, Vec<Gate>) {
     let mut releases: Vec<SlotId> = Vec::new();
     let mut gates = Vec::new();
+    // Room that slots on their way will take is not given away twice.
+    let mut room = state.clone();
+    for (id, slot) in state.slots.iter().filter(|(_, slot)| slot.releasing) {
+        reserve(&mut room, id, place(state, id).or_else(|| slot.holder.clone()));
+    }
     for (id, slot) in &state.slots {
         let draining = state.holder(slot).is_some_and(|(_, node)| node.lifecycle == Lifecycle::Draining);
         if !draining || slot.releasing {
             continue;
         }
         match blocked(state, obs, id, &releases) {
-            None => releases.push(id.clone()),
+            None => match place(&room, id) {
+                Some(target) => {
+                    reserve(&mut room, id, Some(target));
+                    releases.push(id.clone());
+                }
+                // Stopping it now would stop it for nothing.
+                None => gates.push(Gate::new(id, "no other node could take it", takes(slot))),
+            },
             Some(gate) => gates.push(gate),
         }
     }
     (releases, gates)
+}
+
+fn reserve(room: &mut ClusterState, id: &SlotId, target: Option<NodeId>) {
+    if let Some(slot) = room.slots.get_mut(id) {
+        slot.holder = target;
+    }
+}
+
+fn takes(slot: &Slot) -> String {
+    match &slot.volume {
+        Some(volume) => format!("a node with room joins in {}, where its volume is", volume.zone),
+        None => "a node with room joins".to_owned(),
+    }
 }
 
 fn blocked(state: &ClusterState, obs: &Observations, id: &SlotId, releases: &[SlotId]) -> Option<Gate> {
