@@ -78,9 +78,7 @@ impl Held {
 
     fn signal(&self, signal: i32) -> io::Result<()> {
         // SAFETY: a valid descriptor, a signal number, no siginfo, no flags.
-        let result = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
-        };
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0) };
         let error = io::Error::last_os_error();
         if result == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
     }

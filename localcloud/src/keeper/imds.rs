@@ -98,10 +98,7 @@ impl Imds {
         let listener = tokio::net::TcpListener::bind(parsed).await.map_err(fail)?;
         let (sender, receiver) = watch::channel(instance);
         let service = Arc::new(Service { region, disk, instance: receiver, tokens: Mutex::new(BTreeMap::new()) });
-        let router = Router::new()
-            .route("/latest/api/token", put(make_token))
-            .route("/latest/{*path}", get(answer))
-            .with_state(service);
+        let router = Router::new().route("/latest/api/token", put(make_token)).route("/latest/{*path}", get(answer)).with_state(service);
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "metadata service ended");
@@ -192,7 +189,10 @@ fn content(service: &Service, instance: &Listed, path: &str) -> Option<Vec<u8>> 
         "spot/instance-action" => notices().spot_action?.to_string(),
         "events/recommendations/rebalance" => notices().rebalance?.to_string(),
         "autoscaling/target-lifecycle-state" => notices().target_lifecycle_state.unwrap_or_else(|| instance.lifecycle.clone()),
-        "iam/info" => serde_json::json!({"Code": "Success", "InstanceProfileArn": format!("arn:aws:iam::{}:instance-profile/{}", instance.account, config.role)}).to_string(),
+        "iam/info" => {
+            serde_json::json!({"Code": "Success", "InstanceProfileArn": format!("arn:aws:iam::{}:instance-profile/{}", instance.account, config.role)})
+                .to_string()
+        }
         "iam/security-credentials" => config.role.clone(),
         _ => {
             let role = path.strip_prefix("iam/security-credentials/")?;
@@ -202,7 +202,8 @@ fn content(service: &Service, instance: &Listed, path: &str) -> Option<Vec<u8>> 
     Some(text.into_bytes())
 }
 
-const LISTING: &str = "ami-id\nautoscaling/\nhostname\niam/\ninstance-id\ninstance-life-cycle\ninstance-type\nlocal-hostname\nlocal-ipv4\nplacement/\nservices/\ntags/";
+const LISTING: &str =
+    "ami-id\nautoscaling/\nhostname\niam/\ninstance-id\ninstance-life-cycle\ninstance-type\nlocal-hostname\nlocal-ipv4\nplacement/\nservices/\ntags/";
 
 /// An unreadable notice is as good as none, but said.
 fn notices(disk: &Disk) -> Notices {

@@ -71,7 +71,8 @@ impl Launcher {
     /// `ControlApi`.
     pub async fn instances(&self) -> Result<Vec<Listed>, KeeperError> {
         let fail = |source| KeeperError::ControlApi { doing: "list instances", source };
-        let answer = self.client.get(format!("{}/_keeper/instances", self.endpoint)).send().await.and_then(reqwest::Response::error_for_status).map_err(fail)?;
+        let answer =
+            self.client.get(format!("{}/_keeper/instances", self.endpoint)).send().await.and_then(reqwest::Response::error_for_status).map_err(fail)?;
         Ok(answer.json::<Answer>().await.map_err(fail)?.instances)
     }
 

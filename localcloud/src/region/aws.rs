@@ -134,17 +134,32 @@ fn note(made: &mut BTreeMap<String, String>, what: &str, id: String) -> bool {
 /// User data as contracts §2 says; strings are quoted as JSON, which YAML reads.
 fn user_data(record: &Record, options: &UpOptions, key: &[u8], coordinator: Option<usize>) -> String {
     let quote = |text: &str| serde_json::Value::from(text).to_string();
-    let mut text = format!("cluster: {}\nrun: {}\ngroup: {}\n", quote(&record.name), if coordinator.is_some() { "coordinator" } else { "agent" }, quote(&record.nodes_group));
+    let mut text = format!(
+        "cluster: {}\nrun: {}\ngroup: {}\n",
+        quote(&record.name),
+        if coordinator.is_some() { "coordinator" } else { "agent" },
+        quote(&record.nodes_group)
+    );
     text.push_str(if record.coordinator_groups.is_empty() { "coordinators: []\n" } else { "coordinators:\n" });
     for (index, group) in record.coordinator_groups.iter().enumerate() {
         let which = index + 1;
-        text.push_str(&format!("  - {{id: {which}, address: {}, zone: {}, group: {}}}\n", coordinator_address(record.network, which), ZONES[index], quote(group)));
+        text.push_str(&format!(
+            "  - {{id: {which}, address: {}, zone: {}, group: {}}}\n",
+            coordinator_address(record.network, which),
+            ZONES[index],
+            quote(group)
+        ));
     }
     if let Some(which) = coordinator {
         text.push_str(&format!("coordinator: {which}\n"));
     }
     text.push_str(&format!("lease_ms: {}\n", record.lease_ms));
-    text.push_str(&format!("aws: {{region: {}, endpoint_url: {}, s3_endpoint_url: {}}}\n", record.aws_region, quote(&record.endpoint_url), quote(&record.s3_endpoint_url)));
+    text.push_str(&format!(
+        "aws: {{region: {}, endpoint_url: {}, s3_endpoint_url: {}}}\n",
+        record.aws_region,
+        quote(&record.endpoint_url),
+        quote(&record.s3_endpoint_url)
+    ));
     let bucket = |which: &str| record.buckets.get(which).map(String::as_str).unwrap_or_default();
     text.push_str(&format!("buckets: {{uploads: {}, results: {}, cluster: {}}}\n", bucket("uploads"), bucket("results"), bucket("cluster")));
     text.push_str(&format!("identity_public_key: {}\nspec:\n", STANDARD.encode(key)));

@@ -19,9 +19,7 @@ pub(super) fn options(options: &UpOptions) -> Result<(), RegionError> {
     let name = &options.name;
     let letters = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     if name.len() < 2 || name.len() > 30 || !letters || !name.starts_with(|c: char| c.is_ascii_lowercase()) || name.ends_with('-') {
-        return Err(RegionError::Invalid(format!(
-            "region name {name:?}: 2 to 30 lowercase letters, digits and hyphens are allowed, beginning with a letter"
-        )));
+        return Err(RegionError::Invalid(format!("region name {name:?}: 2 to 30 lowercase letters, digits and hyphens are allowed, beginning with a letter")));
     }
     if !options.state.is_absolute() {
         return Err(RegionError::Invalid(format!("state folder {}: give an absolute path", options.state.display())));
@@ -68,7 +66,7 @@ pub(super) fn machine(options: &UpOptions) -> Result<(), RegionError> {
         }
     }
     if options.coordinators {
-        for (tool, package) in [("java", "openjdk-17-jre-headless"), ("ffmpeg", "ffmpeg"), ("ffprobe", "ffmpeg")] {
+        for (tool, package) in [("curl", "curl"), ("java", "openjdk-17-jre-headless"), ("ffmpeg", "ffmpeg"), ("ffprobe", "ffmpeg")] {
             if !on_path(tool) {
                 missing.push(format!("tool {tool} is not on the path: apt-get install {package} (or run make setup)"));
             }
@@ -102,7 +100,9 @@ pub(super) fn network(wanted: Option<u8>) -> Result<u8, RegionError> {
         return if busy.is_empty() {
             Ok(number)
         } else {
-            Err(RegionError::Unready(busy.into_iter().map(|one| format!("{one} is busy: another region may use network {number}; choose one with --network")).collect()))
+            Err(RegionError::Unready(
+                busy.into_iter().map(|one| format!("{one} is busy: another region may use network {number}; choose one with --network")).collect(),
+            ))
         };
     }
     let free = (FIRST_NETWORK..=254).find(|number| busy(*number).is_empty());

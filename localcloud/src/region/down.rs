@@ -28,7 +28,7 @@ pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut
     let known = |name: &str| record.as_ref().and_then(|record| record.services.get(name).copied());
 
     let mut step = Step::begin(progress, "keeper");
-    let mut changed = end_all(known(services::KEEPER), &strays(state, &["vp-localcloud", "keeper"])).await.map_err(fail)?;
+    let mut changed = end_all(known(services::KEEPER), &strays(state, services::marks(services::KEEPER))).await.map_err(fail)?;
     // A birth under way ends with its outer process; after the keeper is gone no other begins.
     for birth in strays(state, &["vp-localcloud", "instance-init"]) {
         changed |= process::kill(&birth).await.map_err(fail)?;
@@ -45,15 +45,15 @@ pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut
     step.done(progress, changed);
 
     step = Step::begin(progress, "services");
-    changed = end_all(known(services::LAMBDA), &strays(state, &["vp-localcloud", "lambda"])).await.map_err(fail)?;
+    changed = end_all(known(services::LAMBDA), &strays(state, services::marks(services::LAMBDA))).await.map_err(fail)?;
     if let Some(record) = &record {
         let function = format!("AWS_LAMBDA_RUNTIME_API={}:{}", network_of(record.network), checks::LAMBDA_PORT).into_bytes();
         for left in process::find(|_, environment| environment.split(|byte| *byte == 0).any(|one| one.starts_with(&function))) {
             changed |= process::kill(&left).await.map_err(fail)?;
         }
     }
-    changed |= end_all(known(services::S3), &strays(state, &["versitygw"])).await.map_err(fail)?;
-    changed |= end_all(known(services::CONTROL_API), &strays(state, &["launcher.py"])).await.map_err(fail)?;
+    changed |= end_all(known(services::S3), &strays(state, services::marks(services::S3))).await.map_err(fail)?;
+    changed |= end_all(known(services::CONTROL_API), &strays(state, services::marks(services::CONTROL_API))).await.map_err(fail)?;
     step.done(progress, changed);
 
     step = Step::begin(progress, "control groups");
@@ -80,7 +80,7 @@ pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut
 }
 
 /// Processes of ours that name the state folder, recorded or not. `marks`: words that the command line must hold.
-fn strays(state: &Path, marks: &[&str]) -> Vec<RecordedProcess> {
+pub(super) fn strays(state: &Path, marks: &[&str]) -> Vec<RecordedProcess> {
     process::find(|arguments, _| {
         let holds = |mark: &&str| arguments.iter().take(4).any(|argument| Path::new(argument).file_name() == Some(OsStr::new(mark)));
         marks.iter().all(|mark| holds(mark)) && process::names(arguments, state)

@@ -55,6 +55,16 @@ pub(super) fn log(state: &Path, name: &str) -> PathBuf {
     state.join("logs").join(format!("{name}.log"))
 }
 
+/// Words of each service's command line, beside the state folder.
+pub(super) fn marks(name: &str) -> &'static [&'static str] {
+    match name {
+        CONTROL_API => &["launcher.py"],
+        LAMBDA => &["vp-localcloud", "lambda"],
+        S3 => &["versitygw"],
+        _ => &["vp-localcloud", "keeper"],
+    }
+}
+
 /// Starts a service and waits until it serves. It outlives its starter and shares no terminal, session or file with it.
 pub(super) async fn start(state: &Path, service: &Service) -> Result<RecordedProcess, RegionError> {
     let path = log(state, service.name);

@@ -5,7 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::aws::{self, Aws};
-use super::down::Step;
+use super::down::{Step, strays};
 use super::options::network_of;
 use super::services::{self, CONTROL_API, KEEPER, LAMBDA, Ready, S3, Service};
 use super::{AWS_REGION, Progress, Record, Region, RegionError, UpOptions, ZONES, checks, env};
@@ -59,6 +59,11 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
                     what: "ended, and with it the memory of every instance: run vpctl dev down, then vpctl dev up".to_owned(),
                     log: services::log(&state, CONTROL_API),
                 });
+            }
+            // One that an interrupted run started and had no time to record would hold the port.
+            for stray in strays(&state, services::marks(service.name)) {
+                let fail = |source| RegionError::File { path: state.clone(), doing: "ending a service that was never recorded", source };
+                process::kill(&stray).await.map_err(fail)?;
             }
             let started = services::start(&state, &service).await?;
             record.services.insert(service.name.to_owned(), started);

@@ -1,11 +1,14 @@
 //! Instances live and die as the control API says, and it never says more than is true.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
 use nix::sys::signal::Signal;
 use vp_localcloud::process;
+use vp_localcloud::region::RecordedProcess;
 
-use crate::bed::{Bed, signal, sleepers, until};
+use crate::bed::{BOOT, Bed, signal, sleepers, until};
 
 #[tokio::test]
 async fn process_an_instance_boots_once_isolated_with_the_agreed_environment() {
@@ -17,7 +20,8 @@ async fn process_an_instance_boots_once_isolated_with_the_agreed_environment() {
         let root = bed.root(&one.id);
         assert_eq!(std::fs::read_to_string(root.join("boots")).unwrap(), "booted\n");
         let environment = std::fs::read_to_string(root.join("environment")).unwrap();
-        let names: BTreeSet<_> = environment.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).filter(|name| !matches!(*name, "PWD" | "SHLVL" | "_")).collect();
+        let names: BTreeSet<_> =
+            environment.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).filter(|name| !matches!(*name, "PWD" | "SHLVL" | "_")).collect();
         let agreed = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_REGION", "HOME", "PATH", "VP_COMPONENTS", "VP_IMAGE", "VP_INSTANCE_ROOT", "VP_VOLUMES"];
         assert_eq!(names, agreed.into_iter().collect());
         assert!(environment.contains(&format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{}:1338\n", one.address)));
@@ -98,11 +102,8 @@ async fn process_a_volume_follows_from_a_terminated_instance_to_the_next_with_it
     let bed = Bed::up(133, 4).await;
     let booted = bed.booted(4).await;
     // Four over three zones: one zone has two.
-    let (first, second) = booted
-        .iter()
-        .flat_map(|one| booted.iter().map(move |other| (one, other)))
-        .find(|(one, other)| one.id < other.id && one.zone == other.zone)
-        .unwrap();
+    let (first, second) =
+        booted.iter().flat_map(|one| booted.iter().map(move |other| (one, other))).find(|(one, other)| one.id < other.id && one.zone == other.zone).unwrap();
     let volume = bed.compute.create_volume(&first.zone, 1, &BTreeMap::new(), "token-1").await.unwrap();
     let link = |instance: &str| bed.state().join("instances").join(instance).join("volumes").join(&volume);
     bed.compute.attach_volume(&volume, &first.id, "/dev/sdf").await.unwrap();
@@ -117,4 +118,34 @@ async fn process_a_volume_follows_from_a_terminated_instance_to_the_next_with_it
     until("linked again", || async { link(&second.id).exists().then_some(()) }).await;
     assert_eq!(std::fs::read_to_string(link(&second.id).join("data")).unwrap(), "kept");
     assert!(!link(&first.id).exists());
+}
+
+/// The birth alone, as a user who is not root: the same isolation by way of a user namespace.
+#[tokio::test]
+async fn process_without_root_an_instance_is_isolated_too() {
+    let folder = tempfile::Builder::new().prefix("vp-localcloud-test").tempdir().unwrap();
+    let (disk, program, boot) = (folder.path().join("disk"), folder.path().join("vp-localcloud"), folder.path().join("boot"));
+    std::fs::create_dir_all(disk.join("root")).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_vp-localcloud"), &program).unwrap();
+    std::fs::write(&boot, BOOT).unwrap();
+    let root = disk.join("root");
+    let environment = BTreeMap::from([("PATH", "/usr/bin:/bin"), ("VP_INSTANCE_ROOT", root.to_str().unwrap())]);
+    let birth = serde_json::json!({"boot": boot, "environment": environment, "entrances": []});
+    std::fs::write(disk.join("birth.json"), birth.to_string()).unwrap();
+    for path in [folder.path(), &disk, &root, &program, &boot] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let mut command = std::process::Command::new(&program);
+    command.arg("instance-init").arg(&disk).current_dir(&disk);
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    assert!(command.status().unwrap().success());
+    let init: RecordedProcess = serde_json::from_slice(&std::fs::read(disk.join("init.json")).unwrap()).unwrap();
+    let sleeping = until("booted", || async { Some(sleepers(&root)).filter(|found| found.len() == 3) }).await;
+    let again = command.status().unwrap().code();
+    assert!(process::kill(&init).await.unwrap());
+    assert!(sleeping.iter().all(|left| !process::alive(left)), "gone when the init's end is seen");
+    assert_eq!(again, Some(3), "booted once only");
+    assert_eq!(std::fs::read_to_string(root.join("boots")).unwrap(), "booted\n");
 }

@@ -74,6 +74,17 @@ async fn process_down_leaves_nothing_also_without_the_record_and_a_second_time()
     assert!(matches!(Region::open(&state), Err(RegionError::Absent(_))));
 }
 
+#[tokio::test]
+async fn process_up_after_an_interrupted_up_takes_over_what_was_started_but_not_recorded() {
+    let bed = Bed::up(143, 0).await;
+    let mut record = bed.region.record().clone();
+    let lost = record.services.remove("s3").unwrap();
+    record.save(bed.state()).unwrap();
+    let region = Region::up(&bed.options, &mut |_| ()).await.unwrap();
+    assert!(!process::alive(&lost));
+    assert!(region.status().await.unwrap().healthy());
+}
+
 /// In a network namespace whose only way out is a counted interface: whatever is not for this machine is counted there.
 #[test]
 fn process_a_region_sends_no_packet_to_link_local_or_any_other_machine() {
@@ -90,7 +101,14 @@ fn process_a_region_sends_no_packet_to_link_local_or_any_other_machine() {
                 std::fs::write(path, "1").unwrap();
             }
         }
-        for line in ["link set lo up", "link add out0 type veth peer in0", "link set in0 up", "link set out0 arp off up", "addr add 10.255.0.1/24 dev out0", "route add default dev out0"] {
+        for line in [
+            "link set lo up",
+            "link add out0 type veth peer in0",
+            "link set in0 up",
+            "link set out0 arp off up",
+            "addr add 10.255.0.1/24 dev out0",
+            "route add default dev out0",
+        ] {
             assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success(), "ip {line}");
         }
         let sent = || -> u64 {
