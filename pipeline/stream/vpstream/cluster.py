@@ -121,6 +121,7 @@ def session(settings, package):
         "spark.python.worker.reuse": "true",
         "spark.executor.heartbeatInterval": "3s",
         "spark.network.timeout": "30s",
+        "spark.network.timeoutInterval": "10s",
         "spark.storage.decommission.enabled": "true",
         "spark.decommission.enabled": "true",
         "spark.sql.shuffle.partitions": "2",
