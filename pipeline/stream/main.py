@@ -77,25 +77,46 @@ def main():
         log("batch taken", batch=number, **counts)
         processor.hint(ended)
 
-    def start_query():
-        return intake.start(spark, given, patiently(stopping, make_topic, "topic"), folder, on_batch)
+    def take_in():
+        """Keeps the query running; Kafka may be away at any time, and what is whole already is processed meanwhile."""
+        restarts = []
+        while True:
+            addresses = patiently(stopping, make_topic, "kafka")
+            query = intake.start(spark, given, addresses, folder, on_batch)
+            log("query started", brokers=addresses)
+            try:
+                query.awaitTermination()
+            except Exception as error:  # the query's own failure; its cause is logged and it starts again from its checkpoint
+                log("query ended", cause=str(error)[:500])
+            now = time.monotonic()
+            restarts = [at for at in restarts if now - at < QUERY_WINDOW_S] + [now]
+            if len(restarts) > QUERY_RESTARTS:
+                raise RuntimeError("the query ends again and again")
 
-    query, restarts = start_query(), []
-    log("query started")
+    broken = []
+
+    def guarded():
+        try:
+            take_in()
+        except BaseException as error:  # noqa: BLE001  handed to the main thread, which ends the process
+            broken.append(error)
+            processor.wake.set()
+
+    threading.Thread(target=guarded, name="intake", daemon=True).start()
     while not stopping.is_set():
-        now = time.monotonic()
         processor.wake.clear()
         try:
-            processor.step(now)
+            processor.step(time.monotonic())
         except Interrupted as error:
             log("s3 is away", cause=str(error))
             stopping.wait(0.5)
-        if not query.isActive:
-            restarts = [at for at in restarts if now - at < QUERY_WINDOW_S] + [now]
-            log("query ended", cause=str(query.exception())[:500], restarts=len(restarts))
-            if len(restarts) > QUERY_RESTARTS or spark.sparkContext._jsc.sc().isStopped():
-                return 1
-            query = start_query()
+        if stopping.is_set():
+            break
+        if broken:
+            raise broken[0]
+        if scala.isStopped():
+            log("spark application is gone")
+            return 1
         progress.write(given.progress, given.generation, batch[0], len(processor.jobs))
         processor.wake.wait(0.5)
     log("stopping")

@@ -14,6 +14,7 @@ from .errors import BadVideo, Fenced, Interrupted
 from .join import join_job
 from .plan import read
 from .scheduler import choose
+from .segments import in_key
 from .work import attempt, missing, process_segment
 
 LIST_EVERY_S = 5.0
@@ -29,11 +30,15 @@ class Job:
     def __init__(self, name, raw, plan, etag, todo):
         self.name, self.raw, self.plan, self.etag = name, raw, plan, etag
         self.todo = todo
+        self.there = set()
         self.running = set()
-        self.joining = False
         self.retry_at = {}
         self.failure = None
         self.tries = {}
+
+    def needs(self):
+        """Inputs that are still wanted: segments to do, and the audio for the join."""
+        return set(self.todo) | ({"audio"} if self.plan.audio else set())
 
 
 class Processor:
@@ -48,11 +53,13 @@ class Processor:
         self.wake = threading.Event()
         self.lock = threading.Lock()
         self.listed_at = self.fenced_at = -1e9
+        self.arrivals = False
 
     def hint(self, jobs):
-        """Jobs whose `end` record has just come."""
+        """A batch was taken: jobs whose `end` record came with it; segments may have become whole."""
         with self.lock:
             self.hints.update(jobs)
+            self.arrivals = True
         self.wake.set()
 
     def step(self, now):
@@ -67,10 +74,14 @@ class Processor:
     def _discover(self, now):
         with self.lock:
             names, self.hints = self.hints, set()
+            arrivals, self.arrivals = self.arrivals, False
         if now - self.listed_at >= LIST_EVERY_S:
             names = names | self.store.folders("jobs/")
             self.listed_at = now
+            arrivals = True
         for job in list(self.jobs.values()):
+            if arrivals and job.plan and not job.needs() <= job.there:
+                self._look(job)
             if self.listed_at == now and self.store.exists(f"jobs/{job.name}/cancel.json"):
                 job.failure = job.failure or ("cancelled", "The job was cancelled.")
         for name in sorted(names - self.over - set(self.jobs)):
@@ -93,32 +104,40 @@ class Processor:
             self.over.add(name)
             return
         job = Job(name, raw, None, claim, [])
-        self.jobs[name] = job
         try:
             job.plan = read(raw, name)
+            job.todo = missing(job.plan, self.store.keys(f"work/{name}/out/"))
+            self._look(job)
         except BadVideo as error:
             job.failure = ("failed", str(error))
-            return
         if self.store.exists(f"jobs/{name}/cancel.json"):
             job.failure = ("cancelled", "The job was cancelled.")
+        self.jobs[name] = job  # last: a job that S3 let us read only half of must not look as if nothing were to do
+        if job.failure:
             return
-        job.todo = missing(job.plan, self.store.keys(f"work/{name}/out/"))
         self.log("job opened", job=name, segments=len(job.plan.parts), todo=len(job.todo))
+
+    def _look(self, job):
+        """Which inputs of a job are whole on S3."""
+        prefix = in_key(job.name, "")
+        job.there = {key[len(prefix) :] for key in self.store.keys(prefix)}
 
     def _launch(self, now):
         running = {job.name: len(job.running) for job in self.jobs.values()}
         waiting = {}
-        for job in self.jobs.values():
+        for job in list(self.jobs.values()):
             if job.failure:
                 if not job.running:
                     self._finish(job, job.failure[0], job.failure[1], {})
                 continue
             tasks = job.todo or ([] if job.running else [JOIN])
-            tasks = [task for task in tasks if task not in job.running and job.retry_at.get(task, 0) <= now]
+            tasks = [
+                task
+                for task in tasks
+                if task not in job.running and job.retry_at.get(task, 0) <= now and (task in job.there or task == JOIN and job.needs() <= job.there)
+            ]
             if tasks:
                 waiting[job.name] = tasks
-        for name in self.over:
-            self.jobs.pop(name, None)
         free = min(self.cores(), MOST_TASKS) - sum(running.values())
         for name, task in choose(waiting, running, self.last, max(0, free)):
             job = self.jobs[name]
@@ -147,25 +166,34 @@ class Processor:
         self.wake.set()
 
     def _collect(self, now):
-        with self.lock:
-            finished, self.finished = self.finished, []
-        for job, task, (state, value), spent in finished:
-            job.running.discard(task)
-            if state == "fenced":
-                raise Fenced(value)
-            if state == "failed":
-                job.failure = job.failure or ("failed", value)
-            elif state == "again":
-                job.tries[task] = job.tries.get(task, 0) + 1
-                if "was ended" in value and job.tries[task] >= KILLED_TRIES:
-                    job.failure = job.failure or ("failed", "Processing was ended again and again, most likely for want of memory.")
-                job.retry_at[task] = now + min(10.0, 0.25 * 2 ** min(job.tries[task], 6))
-                self.log("task is tried again", job=job.name, task=task, cause=value)
-            elif task == JOIN:
-                self._finish(job, "done", None, value)
-            else:
-                job.todo.remove(task)
-                self.log("segment done", job=job.name, segment=task, ffmpeg_s=round(value["ffmpeg_s"], 3), task_s=round(value["total_s"], 3), all_s=round(spent, 3))  # fmt: skip
+        """Takes what has finished, one by one: when S3 is away while one is published, it and the rest stay for the next round."""
+        while True:
+            with self.lock:
+                if not self.finished:
+                    return
+                job, task, outcome, spent = self.finished[0]
+            self._settle(job, task, outcome, spent, now)
+            with self.lock:
+                self.finished.pop(0)
+
+    def _settle(self, job, task, outcome, spent, now):
+        state, value = outcome
+        if state == "fenced":
+            raise Fenced(value)
+        if state == "done" and task == JOIN and not job.failure:
+            self._finish(job, "done", None, value)
+        job.running.discard(task)
+        if state == "failed":
+            job.failure = job.failure or ("failed", value)
+        elif state == "again":
+            job.tries[task] = job.tries.get(task, 0) + 1
+            if "was ended" in value and job.tries[task] >= KILLED_TRIES:
+                job.failure = job.failure or ("failed", "Processing was ended again and again, most likely for want of memory.")
+            job.retry_at[task] = now + min(10.0, 0.25 * 2 ** min(job.tries[task], 6))
+            self.log("task is tried again", job=job.name, task=task, cause=value)
+        elif task != JOIN:
+            job.todo.remove(task)
+            self.log("segment done", job=job.name, segment=task, ffmpeg_s=round(value["ffmpeg_s"], 3), task_s=round(value["total_s"], 3), all_s=round(spent, 3))  # fmt: skip
 
     def _finish(self, job, state, reason, value):
         result = {"job": job.name, "state": state, "generation": self.generation, "reason": reason}
