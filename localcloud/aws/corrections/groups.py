@@ -48,9 +48,7 @@ def _launch(group, count_needed, propagated_tags):
         )
         for instance in reservation.instances:
             instance.autoscaling_group = group
-            group.instance_states.append(
-                InstanceState(instance, protected_from_scale_in=group.new_instances_protected_from_scale_in)
-            )
+            group.instance_states.append(InstanceState(instance, protected_from_scale_in=group.new_instances_protected_from_scale_in))
 
 
 def _set_desired_balanced(group, new_capacity):
@@ -79,9 +77,7 @@ def _terminate(backend, instance_id, should_decrement):
     """As TerminateInstances, but it keeps the group's tag on the instance and may shrink the group."""
     from moto.autoscaling.exceptions import ValidationError
 
-    group = next(
-        (g for g in backend.autoscaling_groups.values() if any(s.instance.id == instance_id for s in g.instance_states)), None
-    )
+    group = next((g for g in backend.autoscaling_groups.values() if any(s.instance.id == instance_id for s in g.instance_states)), None)
     if group is None:
         raise ValidationError(f"Instance Id not found - No managed instance found for instance ID: {instance_id}")
     instance = next(s.instance for s in group.instance_states if s.instance.id == instance_id)

@@ -72,9 +72,7 @@ class Group:
         self.ec2, self.autoscaling = region.client("ec2"), region.client("autoscaling")
         vpc = self.ec2.create_vpc(CidrBlock=f"127.{region.network}.0.0/16")["Vpc"]["VpcId"]
         self.subnets = [
-            self.ec2.create_subnet(
-                VpcId=vpc, CidrBlock=f"127.{region.network}.{zone}.0/24", AvailabilityZone=f"us-east-1{'abc'[zone - 1]}"
-            )["Subnet"]["SubnetId"]
+            self.ec2.create_subnet(VpcId=vpc, CidrBlock=f"127.{region.network}.{zone}.0/24", AvailabilityZone=f"us-east-1{'abc'[zone - 1]}")["Subnet"]["SubnetId"]
             for zone in range(1, zones + 1)
         ]
         self.image = self.ec2.register_image(Name=f"image-{serial}", RootDeviceName="/dev/xvda")["ImageId"]

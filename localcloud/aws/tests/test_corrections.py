@@ -172,9 +172,7 @@ def test_a_volume_of_another_zone_or_for_an_ending_instance_is_refused(region):
 def test_a_lifecycle_action_is_completed(region):
     group = region.group(1)
     (instance,) = group.members()
-    group.autoscaling.put_lifecycle_hook(
-        AutoScalingGroupName=group.name, LifecycleHookName="drain", LifecycleTransition="autoscaling:EC2_INSTANCE_TERMINATING"
-    )
+    group.autoscaling.put_lifecycle_hook(AutoScalingGroupName=group.name, LifecycleHookName="drain", LifecycleTransition="autoscaling:EC2_INSTANCE_TERMINATING")
     ask = {"AutoScalingGroupName": group.name, "LifecycleActionResult": "CONTINUE", "InstanceId": instance}
     answer = group.autoscaling.complete_lifecycle_action(LifecycleHookName="drain", **ask)
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == 200

@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use vp_cloud::autoscaling::Groups;
 use vp_cloud::ec2::Compute;
 use vp_cloud::{Endpoints, Session};
 use vp_localcloud::process;
@@ -24,7 +23,6 @@ pub struct Bed {
     pub region: Region,
     pub options: UpOptions,
     pub compute: Compute,
-    pub groups: Groups,
     _folder: tempfile::TempDir,
     state: PathBuf,
 }
@@ -69,8 +67,8 @@ impl Bed {
             credentials: Some((record.access_key_id.clone(), record.secret_access_key.clone())),
         })
         .await;
-        let (compute, groups) = (Compute::new(session.shared()), Groups::new(session.shared()));
-        Self { region, options, compute, groups, _folder: folder, state }
+        let compute = Compute::new(session.shared());
+        Self { region, options, compute, _folder: folder, state }
     }
 
     pub fn state(&self) -> &Path {
