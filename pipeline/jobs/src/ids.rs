@@ -47,18 +47,10 @@ impl FromStr for JobId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        if text.len() == 20
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        {
+        if text.len() == 20 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidId {
-                kind: "job id",
-                text: text.to_owned(),
-                allowed: "20 hex digits in lower case",
-            })
+            Err(InvalidId { kind: "job id", text: text.to_owned(), allowed: "20 hex digits in lower case" })
         }
     }
 }
@@ -105,11 +97,7 @@ impl FromStr for SegmentId {
         let digits = text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse() {
             Ok(index) if digits => Ok(Self::Video(index)),
-            _ => Err(InvalidId {
-                kind: "segment",
-                text: text.to_owned(),
-                allowed: "five digits, or `audio`",
-            }),
+            _ => Err(InvalidId { kind: "segment", text: text.to_owned(), allowed: "five digits, or `audio`" }),
         }
     }
 }
@@ -131,24 +119,14 @@ mod tests {
 
     #[test]
     fn a_job_id_from_outside_is_twenty_hex_digits_and_nothing_else() {
-        for text in [
-            "",
-            "../../etc/passwd",
-            "2656FE45F6C897D66411",
-            "2656fe45f6c897d6641",
-            "2656fe45f6c897d66411/",
-        ] {
+        for text in ["", "../../etc/passwd", "2656FE45F6C897D66411", "2656fe45f6c897d6641", "2656fe45f6c897d66411/"] {
             assert!(text.parse::<JobId>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn a_segment_id_is_five_digits_or_audio() {
-        for id in [
-            SegmentId::Video(0),
-            SegmentId::Video(99_999),
-            SegmentId::Audio,
-        ] {
+        for id in [SegmentId::Video(0), SegmentId::Video(99_999), SegmentId::Audio] {
             assert_eq!(id.to_string().parse::<SegmentId>().unwrap(), id);
         }
         for text in ["1", "000001", "+0001", "Audio", "../00", ""] {

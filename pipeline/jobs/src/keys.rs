@@ -74,12 +74,7 @@ mod tests {
     fn a_record_key_gives_back_its_job_and_name() {
         let job = JobId::of("b", "k", "e", "r");
         assert_eq!(parse_record(&result(&job)), Some((job, "result.json")));
-        for key in [
-            "jobs/x/result.json",
-            "results/aaaaaaaaaaaaaaaaaaaa/manifest.json",
-            "jobs/",
-            "",
-        ] {
+        for key in ["jobs/x/result.json", "results/aaaaaaaaaaaaaaaaaaaa/manifest.json", "jobs/", ""] {
             assert_eq!(parse_record(key), None, "{key}");
         }
     }

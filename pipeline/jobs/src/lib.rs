@@ -2,6 +2,7 @@
 //!
 //! The vocabulary that ingest, publish and vpctl share. Left out: moving bytes (ingest), running ffmpeg (stream).
 
+pub mod event;
 pub mod ids;
 pub mod keys;
 pub mod plan;

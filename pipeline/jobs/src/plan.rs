@@ -132,10 +132,7 @@ impl Plan {
         if plan.version == VERSION {
             Ok(plan)
         } else {
-            Err(serde::de::Error::custom(format_args!(
-                "plan version {}, this program reads {VERSION}",
-                plan.version
-            )))
+            Err(serde::de::Error::custom(format_args!("plan version {}, this program reads {VERSION}", plan.version)))
         }
     }
 }

@@ -17,42 +17,23 @@ impl Progress {
     /// Counts from a listing of `work/JOB/out/`; keys that are not outputs of this plan count for nothing.
     pub fn of<'a>(plan: &Plan, listed: impl IntoIterator<Item = &'a str>) -> Self {
         let prefix = keys::segment_outputs(&plan.job);
-        let names: BTreeSet<&str> = plan
-            .recipe
-            .outputs
-            .iter()
-            .map(|output| output.name())
-            .collect();
+        let names: BTreeSet<&str> = plan.recipe.outputs.iter().map(|output| output.name()).collect();
         let mut found: BTreeMap<SegmentId, BTreeSet<&str>> = BTreeMap::new();
         for key in listed {
-            let Some((segment, name)) = key
-                .strip_prefix(&prefix)
-                .and_then(|rest| rest.split_once('/'))
-            else {
+            let Some((segment, name)) = key.strip_prefix(&prefix).and_then(|rest| rest.split_once('/')) else {
                 continue;
             };
             if let (Ok(segment), true) = (segment.parse(), names.contains(name)) {
                 found.entry(segment).or_default().insert(name);
             }
         }
-        let done = plan.segments.iter().filter(|segment| {
-            found
-                .get(&SegmentId::Video(segment.index))
-                .is_some_and(|have| have.len() == names.len())
-        });
-        Self {
-            done: u32::try_from(done.count()).unwrap_or(u32::MAX),
-            total: u32::try_from(plan.segments.len()).unwrap_or(u32::MAX),
-        }
+        let done = plan.segments.iter().filter(|segment| found.get(&SegmentId::Video(segment.index)).is_some_and(|have| have.len() == names.len()));
+        Self { done: u32::try_from(done.count()).unwrap_or(u32::MAX), total: u32::try_from(plan.segments.len()).unwrap_or(u32::MAX) }
     }
 
     /// From 0 to 1; a plan without segments is 0.
     pub fn fraction(self) -> f64 {
-        if self.total == 0 {
-            0.0
-        } else {
-            f64::from(self.done) / f64::from(self.total)
-        }
+        if self.total == 0 { 0.0 } else { f64::from(self.done) / f64::from(self.total) }
     }
 }
 
@@ -64,17 +45,13 @@ mod tests {
     #[test]
     fn a_segment_counts_when_every_output_of_the_recipe_is_there() {
         let job = JobId::of("b", "k", "e", "default");
-        let recipe = Recipe::parse("default", "default.yaml", "summary: s\noutputs:\n  - {name: a.mp4, kind: transcode, height: 360}\n  - {name: b.jpg, kind: contact_sheet}\n").unwrap();
-        let segment = |index| plan::Segment {
-            index,
-            sha256: String::new(),
-            bytes: 1,
-            parts: 1,
-            frames: 1,
-            first_pts: 0,
-            last_pts: 0,
-            end_pts: 1,
-        };
+        let recipe = Recipe::parse(
+            "default",
+            "default.yaml",
+            "summary: s\noutputs:\n  - {name: a.mp4, kind: transcode, height: 360}\n  - {name: b.jpg, kind: contact_sheet}\n",
+        )
+        .unwrap();
+        let segment = |index| plan::Segment { index, sha256: String::new(), bytes: 1, parts: 1, frames: 1, first_pts: 0, last_pts: 0, end_pts: 1 };
         let video = plan::Video {
             codec: "h264".into(),
             width: 2,
@@ -100,14 +77,7 @@ mod tests {
             segments: vec![segment(0), segment(1)],
         };
         let key = |segment, name| keys::segment_output(&job, SegmentId::Video(segment), name);
-        let listed = [
-            key(0, "a.mp4"),
-            key(0, "b.jpg"),
-            key(1, "a.mp4"),
-            key(1, "other"),
-            key(7, "a.mp4"),
-            "work/x/out/00001/b.jpg".to_owned(),
-        ];
+        let listed = [key(0, "a.mp4"), key(0, "b.jpg"), key(1, "a.mp4"), key(1, "other"), key(7, "a.mp4"), "work/x/out/00001/b.jpg".to_owned()];
         let progress = Progress::of(&plan, listed.iter().map(String::as_str));
         assert_eq!(progress, Progress { done: 1, total: 2 });
         assert!((progress.fraction() - 0.5).abs() < f64::EPSILON);

@@ -160,15 +160,7 @@ struct RawAudio {
     bitrate_kbps: Option<Spanned<u32>>,
 }
 
-const PRESETS: &[&str] = &[
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-];
+const PRESETS: &[&str] = &["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"];
 
 /// A problem at a line.
 type Problem = (u64, String);
@@ -177,93 +169,48 @@ fn at<T>(value: &Spanned<T>) -> u64 {
     value.referenced.line()
 }
 
-fn number(
-    field: &str,
-    value: Option<&Spanned<u32>>,
-    default: u32,
-    low: u32,
-    high: u32,
-) -> Result<u32, Problem> {
+fn number(field: &str, value: Option<&Spanned<u32>>, default: u32, low: u32, high: u32) -> Result<u32, Problem> {
     let Some(value) = value else {
         return Ok(default);
     };
-    if (low..=high).contains(&value.value) {
-        Ok(value.value)
-    } else {
-        Err((
-            at(value),
-            format!("{field} is {}; allowed: {low} to {high}", value.value),
-        ))
-    }
+    if (low..=high).contains(&value.value) { Ok(value.value) } else { Err((at(value), format!("{field} is {}; allowed: {low} to {high}", value.value))) }
 }
 
 fn even(field: &str, value: Option<&Spanned<u32>>, checked: u32) -> Result<u32, Problem> {
     match value {
-        Some(value) if checked % 2 == 1 => Err((
-            at(value),
-            format!("{field} is {checked}; allowed: even numbers"),
-        )),
+        Some(value) if checked % 2 == 1 => Err((at(value), format!("{field} is {checked}; allowed: even numbers"))),
         _ => Ok(checked),
     }
 }
 
-fn word(
-    field: &str,
-    value: Option<&Spanned<String>>,
-    default: &str,
-    allowed: &[&str],
-) -> Result<String, Problem> {
+fn word(field: &str, value: Option<&Spanned<String>>, default: &str, allowed: &[&str]) -> Result<String, Problem> {
     let Some(value) = value else {
         return Ok(default.to_owned());
     };
     if allowed.contains(&value.value.as_str()) {
         Ok(value.value.clone())
     } else {
-        Err((
-            at(value),
-            format!(
-                "{field} is {:?}; allowed: {}",
-                value.value,
-                allowed.join(", ")
-            ),
-        ))
+        Err((at(value), format!("{field} is {:?}; allowed: {}", value.value, allowed.join(", "))))
     }
 }
 
 /// True for a name that may be a recipe's: lower-case letters, digits and dashes.
 pub fn is_recipe_name(name: &str) -> bool {
-    (1..=40).contains(&name.len())
-        && !name.starts_with('-')
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    (1..=40).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 fn is_output_name(name: &str) -> bool {
     (1..=80).contains(&name.len())
         && !name.starts_with('.')
         && name != "manifest.json"
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 impl RawOutput {
     /// Refuses settings that belong to the other kind.
-    fn foreign(
-        &self,
-        kind: &str,
-        allowed: &str,
-        given: &[(&str, Option<u64>)],
-    ) -> Result<(), Problem> {
-        match given
-            .iter()
-            .find_map(|(field, line)| line.map(|line| (field, line)))
-        {
-            Some((field, line)) => Err((
-                line,
-                format!("{field} does not belong to a {kind}; allowed: {allowed}"),
-            )),
+    fn foreign(&self, kind: &str, allowed: &str, given: &[(&str, Option<u64>)]) -> Result<(), Problem> {
+        match given.iter().find_map(|(field, line)| line.map(|line| (field, line))) {
+            Some((field, line)) => Err((line, format!("{field} does not belong to a {kind}; allowed: {allowed}"))),
             None => Ok(()),
         }
     }
@@ -271,25 +218,13 @@ impl RawOutput {
     fn resolve(self) -> Result<Output, Problem> {
         let name = self.name.value.clone();
         if !is_output_name(&name) {
-            return Err((
-                at(&self.name),
-                format!(
-                    "output name is {name:?}; allowed: letters, digits, '-', '_', '.', at most 80"
-                ),
-            ));
+            return Err((at(&self.name), format!("output name is {name:?}; allowed: letters, digits, '-', '_', '.', at most 80")));
         }
         let ends = |endings: &[&str]| {
             if endings.iter().any(|ending| name.ends_with(ending)) {
                 Ok(())
             } else {
-                Err((
-                    at(&self.name),
-                    format!(
-                        "output name is {name:?}; allowed for {}: names ending in {}",
-                        self.kind.value,
-                        endings.join(" or ")
-                    ),
-                ))
+                Err((at(&self.name), format!("output name is {name:?}; allowed for {}: names ending in {}", self.kind.value, endings.join(" or "))))
             }
         };
         match self.kind.value.as_str() {
@@ -297,25 +232,14 @@ impl RawOutput {
                 self.foreign(
                     "transcode",
                     "height, effect, video, audio",
-                    &[
-                        ("columns", self.columns.as_ref().map(at)),
-                        ("rows", self.rows.as_ref().map(at)),
-                        ("tile_width", self.tile_width.as_ref().map(at)),
-                    ],
+                    &[("columns", self.columns.as_ref().map(at)), ("rows", self.rows.as_ref().map(at)), ("tile_width", self.tile_width.as_ref().map(at))],
                 )?;
                 ends(&[".mp4"])?;
                 let height = match self.height.as_ref() {
                     None => None,
                     given => Some(even("height", given, number("height", given, 0, 2, 4320)?)?),
                 };
-                let effect = match word(
-                    "effect",
-                    self.effect.as_ref(),
-                    "none",
-                    &["none", "grayscale"],
-                )?
-                .as_str()
-                {
+                let effect = match word("effect", self.effect.as_ref(), "none", &["none", "grayscale"])?.as_str() {
                     "grayscale" => Effect::Grayscale,
                     _ => Effect::None,
                 };
@@ -333,13 +257,7 @@ impl RawOutput {
                     },
                     audio: AudioSettings {
                         codec: word("audio.codec", audio.codec.as_ref(), "aac", &["aac"])?,
-                        bitrate_kbps: number(
-                            "audio.bitrate_kbps",
-                            audio.bitrate_kbps.as_ref(),
-                            96,
-                            32,
-                            512,
-                        )?,
+                        bitrate_kbps: number("audio.bitrate_kbps", audio.bitrate_kbps.as_ref(), 96, 32, 512)?,
                     },
                 })
             }
@@ -363,10 +281,7 @@ impl RawOutput {
                     tile_width: even("tile_width", self.tile_width.as_ref(), tile_width)?,
                 })
             }
-            other => Err((
-                at(&self.kind),
-                format!("kind is {other:?}; allowed: transcode, contact_sheet"),
-            )),
+            other => Err((at(&self.kind), format!("kind is {other:?}; allowed: transcode, contact_sheet"))),
         }
     }
 }
@@ -377,41 +292,24 @@ impl Recipe {
     /// # Errors
     /// `Invalid` with the line, what is wrong and what is allowed.
     pub fn parse(name: &str, file: &str, text: &str) -> Result<Self, RecipeError> {
-        let invalid = |(line, problem): Problem| RecipeError::Invalid {
-            file: file.to_owned(),
-            line,
-            problem,
-        };
+        let invalid = |(line, problem): Problem| RecipeError::Invalid { file: file.to_owned(), line, problem };
         let raw: RawRecipe = serde_saphyr::from_str(text).map_err(|error| {
             let line = error.location().map_or(1, |location| location.line());
             invalid((line, first_line(&error.without_snippet().to_string())))
         })?;
         if raw.outputs.value.is_empty() {
-            return Err(invalid((
-                at(&raw.outputs),
-                "outputs is empty; at least one output is needed".to_owned(),
-            )));
+            return Err(invalid((at(&raw.outputs), "outputs is empty; at least one output is needed".to_owned())));
         }
         let mut outputs: Vec<Output> = Vec::new();
         for output in raw.outputs.value {
             let line = at(&output.name);
             let output = output.resolve().map_err(invalid)?;
             if outputs.iter().any(|other| other.name() == output.name()) {
-                return Err(invalid((
-                    line,
-                    format!(
-                        "output name {:?} stands twice; each needs its own",
-                        output.name()
-                    ),
-                )));
+                return Err(invalid((line, format!("output name {:?} stands twice; each needs its own", output.name()))));
             }
             outputs.push(output);
         }
-        Ok(Self {
-            name: name.to_owned(),
-            summary: raw.summary.value,
-            outputs,
-        })
+        Ok(Self { name: name.to_owned(), summary: raw.summary.value, outputs })
     }
 
     /// Loads `FOLDER/NAME.yaml`. The name may come from anyone: it is checked before it becomes a path.
@@ -421,15 +319,9 @@ impl Recipe {
     pub fn load(folder: &Path, name: &str) -> Result<Self, RecipeError> {
         let path = folder.join(format!("{name}.yaml"));
         if !is_recipe_name(name) || !path.is_file() {
-            return Err(RecipeError::Unknown {
-                name: name.to_owned(),
-                known: known(folder)?.join(", "),
-            });
+            return Err(RecipeError::Unknown { name: name.to_owned(), known: known(folder)?.join(", ") });
         }
-        let text = std::fs::read_to_string(&path).map_err(|source| RecipeError::Unreadable {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| RecipeError::Unreadable { path: path.display().to_string(), source })?;
         Self::parse(name, &path.display().to_string(), &text)
     }
 }
@@ -439,18 +331,11 @@ impl Recipe {
 /// # Errors
 /// `Unreadable` when the folder cannot be listed.
 pub fn known(folder: &Path) -> Result<Vec<String>, RecipeError> {
-    let unreadable = |source| RecipeError::Unreadable {
-        path: folder.display().to_string(),
-        source,
-    };
+    let unreadable = |source| RecipeError::Unreadable { path: folder.display().to_string(), source };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        if let Some(name) = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(".yaml"))
-            .filter(|name| is_recipe_name(name))
-        {
+        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".yaml")).filter(|name| is_recipe_name(name)) {
             names.push(name.to_owned());
         }
     }

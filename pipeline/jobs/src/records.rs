@@ -106,15 +106,7 @@ pub struct JobResult {
 impl JobResult {
     /// The result of a job that ended before its plan (generation 0).
     pub fn before_plan(job: JobId, state: State, reason: String) -> Self {
-        Self {
-            job,
-            state,
-            generation: 0,
-            reason: Some(reason),
-            outputs: Vec::new(),
-            video: None,
-            audio: None,
-        }
+        Self { job, state, generation: 0, reason: Some(reason), outputs: Vec::new(), video: None, audio: None }
     }
 }
 
@@ -166,23 +158,11 @@ mod tests {
             state: State::Done,
             generation: 7,
             reason: None,
-            outputs: vec![Output {
-                name: "a".into(),
-                key: "results/x/a".into(),
-                bytes: 3,
-                sha256: "00".into(),
-                content_type: "t".into(),
-            }],
-            video: Some(VideoFacts {
-                frames: 132,
-                duration_s: 5.28,
-            }),
+            outputs: vec![Output { name: "a".into(), key: "results/x/a".into(), bytes: 3, sha256: "00".into(), content_type: "t".into() }],
+            video: Some(VideoFacts { frames: 132, duration_s: 5.28 }),
             audio: None,
         };
-        let closed = Closed {
-            result,
-            closed_unix_ms: 5,
-        };
+        let closed = Closed { result, closed_unix_ms: 5 };
         let text = serde_json::to_string(&closed).unwrap();
         assert_eq!(serde_json::from_str::<Closed>(&text).unwrap(), closed);
     }
@@ -190,14 +170,8 @@ mod tests {
     #[test]
     fn a_result_with_an_unknown_field_or_state_is_refused() {
         let job = JobId::of("b", "k", "e", "r");
-        for extra in [
-            r#""state":"done","generation":1,"surprise":1"#,
-            r#""state":"almost","generation":1"#,
-        ] {
-            assert!(
-                serde_json::from_str::<JobResult>(&format!(r#"{{"job":"{job}",{extra}}}"#))
-                    .is_err()
-            );
+        for extra in [r#""state":"done","generation":1,"surprise":1"#, r#""state":"almost","generation":1"#] {
+            assert!(serde_json::from_str::<JobResult>(&format!(r#"{{"job":"{job}",{extra}}}"#)).is_err());
         }
     }
 }
