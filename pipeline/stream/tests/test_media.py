@@ -79,9 +79,9 @@ def clips(tmp_path_factory):
     return make
 
 
-def carry_out(clip, root, order=None):
+def carry_out(clip, root, order=None, recipe=None):
     """The whole job without Spark; segments in a given order. Returns (store, plan, result)."""
-    raw, data = cut(clip, str(root / "cut"))
+    raw, data = cut(clip, str(root / "cut"), recipe=recipe)
     store = FolderStore(root / "s3")
     for segment, body in data.items():
         store.put_if_absent(in_key(raw["job"], segment), body)
@@ -200,3 +200,27 @@ def test_plans_that_lie_are_refused(clips, tmp_path):
     evil = {"outputs": [{**raw["recipe"]["outputs"][1], "name": "../x"}]}
     with pytest.raises(BadVideo):
         plan.read({**raw, "recipe": evil}, raw["job"])
+
+
+def test_grayscale_at_its_own_size(clips, tmp_path):
+    entry = {"name": "g.mp4", "kind": "transcode", "height": None, "effect": "grayscale", "video": {"codec": "h264", "preset": "veryfast", "crf": 23, "threads": 1}, "audio": {"codec": "aac", "bitrate_kbps": 96}}  # fmt: skip
+    store, raw, _ = carry_out(clips("odd"), tmp_path, recipe={"outputs": [entry]})
+    film = os.path.join(store.root, f"results/{raw['job']}/g.mp4")
+    assert probe(film, "-show_streams")["streams"][0]["height"] == 480
+    ffmpeg("-i", film, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "yuv420p", tmp_path / "yuv")
+    picture = (tmp_path / "yuv").read_bytes()
+    colours = picture[len(picture) * 2 // 3 :]
+    assert max(abs(value - 128) for value in colours) <= 2
+
+
+def test_a_shifted_audio_segment_is_shifted_back(clips, tmp_path):
+    raw, data = cut(clips("late_audio"), str(tmp_path / "cut"))
+    ffmpeg("-copyts", "-i", clips("late_audio"), "-map", "0:a:0", "-c", "copy", "-output_ts_offset", "1", "-f", "nut", tmp_path / "shifted.nut")
+    lengths = []
+    for shift, path in ((0, tmp_path / "cut" / "audio.nut"), (1, tmp_path / "shifted.nut")):
+        raw["audio"]["shift_s"] = shift
+        target = str(tmp_path / f"{shift}.mp4")
+        media.run(media.audio_command(plan.read(raw, raw["job"]), str(path), target, 96), 60, 10**8)
+        with open(target, "rb") as file:
+            lengths.append(hashlib.sha256(file.read()).hexdigest())
+    assert lengths[0] == lengths[1]

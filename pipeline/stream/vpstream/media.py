@@ -23,8 +23,8 @@ def even(value):
 
 
 def fitted(width, height, wanted_height):
-    """Even (width, height) of a picture made `wanted_height` high, never larger than it is."""
-    tall = even(min(wanted_height, height))
+    """Even (width, height) of a picture made `wanted_height` high (None: as it is), never larger than it is."""
+    tall = max(2, min(wanted_height or height, height) // 2 * 2)
     return even(width * tall / height), tall
 
 
@@ -67,6 +67,8 @@ def segment_command(plan, part, source, targets):
         if output.kind == "transcode":
             wide, tall = fitted(plan.width, plan.height, spec["height"])
             filters += [f"scale={wide}:{tall}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact", "setsar=r=sar:max=64", "format=yuv420p"]
+            if spec["effect"] == "grayscale":
+                filters.append("lutyuv=u=128:v=128")
             command += ["-map", "0:v:0", "-vf", ",".join(filters), *exact]
             command += ["-enc_time_base", f"{base.numerator}:{base.denominator}"]
             command += ["-c:v", "libx264", "-preset", spec["preset"], "-crf", str(spec["crf"]), "-threads", str(spec["threads"])]
@@ -82,12 +84,15 @@ def segment_command(plan, part, source, targets):
 
 def audio_command(plan, source, target, kbps):
     """The whole audio, encoded once. Its start relative to the video is kept: silence before, or cut when it begins earlier."""
-    begin = Fraction(plan.start_pts) * plan.time_base
+    video_start = Fraction(plan.start_pts) * plan.time_base
+    begin = video_start + plan.audio["shift_s"]
     shift = f"asetpts=PTS-({begin.numerator}/{begin.denominator})/TB"
-    length = max(0.0, plan.audio["start_s"] - float(begin) + plan.audio["duration_s"])
+    heard = plan.audio["start_s"] - float(video_start)
+    length = max(0.0, heard + plan.audio["duration_s"])
     channels = "mono" if plan.audio["channels"] == 1 else "stereo"
     rate = plan.audio["sample_rate"] if plan.audio["sample_rate"] in (32000, 44100, 48000) else 48000
-    filters = f"{shift},aresample={rate}:async=1:first_pts=0,atrim=end={length:.6f},aformat=sample_fmts=fltp:channel_layouts={channels}"
+    # What lies before the first heard sample is the source encoder's priming.
+    filters = f"{shift},atrim=start={max(0.0, heard):.6f},aresample={rate}:async=1:first_pts=0,atrim=end={length:.6f},aformat=sample_fmts=fltp:channel_layouts={channels}"
     return [
         *FFMPEG, "-threads", "1", "-filter_threads", "1", "-copyts", "-i", source, "-map", "0:a:0", "-af", filters,
         "-vn", "-map_metadata", "-1", "-c:a", "aac", "-b:a", f"{kbps}k", "-threads", "1", "-flags", "+bitexact", "-fflags", "+bitexact",

@@ -114,6 +114,7 @@ def _read(raw, job):
             "duration_s": float(audio["duration_s"]),
             "sample_rate": _number(audio["sample_rate"], 1, 768_000, "sample_rate"),
             "channels": _number(audio["channels"], 1, 64, "channels"),
+            "shift_s": _number(audio.get("shift_s", 0), 0, 10**6, "shift_s"),
             "sha256": str(audio["segment"]["sha256"]),
         }
     return Plan(
@@ -130,8 +131,11 @@ def _output(entry):
         video, audio = entry["video"], entry.get("audio")
         if video.get("codec") != "h264" or video.get("preset") not in X264_PRESETS or (audio and audio.get("codec") != "aac"):
             raise ValueError("codec or preset is not known")
+        if entry.get("effect") not in (None, "none", "grayscale"):
+            raise ValueError("effect is not known")
         spec = {
-            "height": _number(entry["height"], 2, 4320, "height"),
+            "height": None if entry.get("height") is None else _number(entry["height"], 2, 4320, "height"),
+            "effect": entry.get("effect") or "none",
             "preset": video["preset"],
             "crf": _number(video["crf"], 0, 51, "crf"),
             "threads": _number(video.get("threads", 1), 1, 16, "threads"),
