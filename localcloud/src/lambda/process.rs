@@ -75,7 +75,8 @@ fn start(config: &Config, function: &super::config::Function, worker: usize, del
     command
         .env_clear()
         .envs(&function.environment)
-        .env("AWS_LAMBDA_RUNTIME_API", format!("{}:{}/{}/{worker}", config.address, config.port, function.name))
+        // With a path in it, the Rust runtime wants the scheme too (plain Lambda gives host and port only).
+        .env("AWS_LAMBDA_RUNTIME_API", format!("http://{}:{}/{}/{worker}", config.address, config.port, function.name))
         .env("AWS_LAMBDA_FUNCTION_NAME", &function.name)
         .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
         .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "1024")
