@@ -236,7 +236,7 @@ async fn process_every_odd_video_arrives_frame_for_frame_or_is_refused_with_a_se
             make: &["-f", "lavfi", "-i", SOURCE, "-c:v", "libx264", "-x264-params", "open-gop=1:keyint=24:min-keyint=24:bframes=3", "-pix_fmt", "yuv420p"],
             expect: (144, 1, 0, false),
         },
-        Case { key: "rotated.mp4", file: "rotated.mp4", make: &["-i", "gops.mp4", "-c", "copy", "-metadata:s:v", "rotate=90"], expect: (144, 3, 90, false) },
+        Case { key: "rotated.mp4", file: "rotated.mp4", make: &["-i", "gops.mp4", "-c", "copy", "-metadata:s:v", "rotate=90"], expect: (144, 3, 270, false) },
         Case {
             key: "vfr.mkv",
             file: "vfr.mkv",
