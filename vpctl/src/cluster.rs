@@ -14,10 +14,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use vp_proto::v1::operators_client::OperatorsClient;
-use vp_proto::v1::{
-    Accepted, ClusterStatus, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation,
-    PlanReport, PlanRequest, SlotRef, StatusRequest,
-};
+use vp_proto::v1::{Accepted, ClusterStatus, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation, PlanReport, PlanRequest, SlotRef, StatusRequest};
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
 
 use crate::failure::Failure;
@@ -42,11 +39,7 @@ impl Cluster {
     }
 
     fn tried(&self, reasons: &[String]) -> String {
-        if reasons.is_empty() {
-            self.addresses.join(", ")
-        } else {
-            reasons.join("; ")
-        }
+        if reasons.is_empty() { self.addresses.join(", ") } else { reasons.join("; ") }
     }
 
     /// The cluster as its leader sees it; without one, as the newest coordinator that answers does.
@@ -77,9 +70,7 @@ impl Cluster {
         {
             return Ok(status);
         }
-        best.ok_or_else(|| Failure::Unreachable {
-            tried: self.tried(&reasons),
-        })
+        best.ok_or_else(|| Failure::Unreachable { tried: self.tried(&reasons) })
     }
 
     /// What the leader is about to do and what it waits for.
@@ -90,51 +81,23 @@ impl Cluster {
 
     /// Why a slot is as it is.
     pub async fn explain(&self, slot: SlotRef) -> Result<Explanation, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| {
-            client
-                .explain(ExplainRequest {
-                    slot: Some(slot.clone()),
-                })
-                .await
-        };
+        let call = async |mut client: OperatorsClient<Channel>| client.explain(ExplainRequest { slot: Some(slot.clone()) }).await;
         self.at_leader("explain", call).await
     }
 
     /// Events after a revision and, with `follow`, those to come. The stream has no time limit.
-    pub async fn events(
-        &self,
-        after_revision: u64,
-        follow: bool,
-    ) -> Result<Streaming<Event>, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| {
-            client
-                .events(Request::new(EventsRequest {
-                    after_revision,
-                    follow,
-                }))
-                .await
-        };
+    pub async fn events(&self, after_revision: u64, follow: bool) -> Result<Streaming<Event>, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.events(Request::new(EventsRequest { after_revision, follow })).await;
         self.at_leader("events", call).await
     }
 
     /// Drains a node, or takes a drain back.
     pub async fn drain(&self, instance_id: &str, undo: bool) -> Result<Accepted, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| {
-            client
-                .drain(DrainRequest {
-                    instance_id: instance_id.to_owned(),
-                    undo,
-                })
-                .await
-        };
+        let call = async |mut client: OperatorsClient<Channel>| client.drain(DrainRequest { instance_id: instance_id.to_owned(), undo }).await;
         self.at_leader("drain", call).await
     }
 
-    async fn at_leader<T>(
-        &self,
-        what: &str,
-        call: impl AsyncFn(OperatorsClient<Channel>) -> Result<tonic::Response<T>, Status>,
-    ) -> Result<T, Failure> {
+    async fn at_leader<T>(&self, what: &str, call: impl AsyncFn(OperatorsClient<Channel>) -> Result<tonic::Response<T>, Status>) -> Result<T, Failure> {
         let until = Instant::now() + SEARCH;
         let mut hint: Option<String> = None;
         let mut answered = false;
@@ -142,11 +105,7 @@ impl Cluster {
         let mut unanswered = false;
         let mut reasons = Vec::new();
         while Instant::now() < until {
-            let round: Vec<String> = hint
-                .take()
-                .into_iter()
-                .chain(self.addresses.iter().cloned())
-                .collect();
+            let round: Vec<String> = hint.take().into_iter().chain(self.addresses.iter().cloned()).collect();
             reasons.clear();
             for address in round {
                 let client = match connect(&address).await {
@@ -170,13 +129,8 @@ impl Cluster {
                 }
                 match status.code() {
                     // Not the leader, and it knows of none; without that key it is the leader's own refusal.
-                    Code::FailedPrecondition if status.metadata().contains_key(LEADER_KEY) => {
-                        answered = true
-                    }
-                    Code::Unavailable
-                    | Code::DeadlineExceeded
-                    | Code::Cancelled
-                    | Code::Unknown => {}
+                    Code::FailedPrecondition if status.metadata().contains_key(LEADER_KEY) => answered = true,
+                    Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {}
                     _ => return Err(refusal(what, &status)),
                 }
             }
@@ -186,15 +140,9 @@ impl Cluster {
         }
         let tried = self.tried(&reasons);
         if unanswered && what == "drain" {
-            return Err(Failure::Unknown {
-                what: format!("{what} ({tried})"),
-            });
+            return Err(Failure::Unknown { what: format!("{what} ({tried})") });
         }
-        Err(if answered {
-            Failure::Leaderless { tried }
-        } else {
-            Failure::Unreachable { tried }
-        })
+        Err(if answered { Failure::Leaderless { tried } } else { Failure::Unreachable { tried } })
     }
 }
 
@@ -204,10 +152,7 @@ async fn ask_status(address: &str) -> (&str, Result<ClusterStatus, Status>) {
         Ok(client.status(StatusRequest {}).await?.into_inner())
     };
     let answer = tokio::time::timeout(CALL, ask).await;
-    (
-        address,
-        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))),
-    )
+    (address, answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))))
 }
 
 async fn connect(address: &str) -> Result<OperatorsClient<Channel>, Status> {
@@ -217,25 +162,15 @@ async fn connect(address: &str) -> Result<OperatorsClient<Channel>, Status> {
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_secs(2))
         .keep_alive_while_idle(true);
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|e| Status::unavailable(crate::failure::chain(&e)))?;
+    let channel = endpoint.connect().await.map_err(|e| Status::unavailable(crate::failure::chain(&e)))?;
     Ok(OperatorsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// The leader's `host:port` as a status names it.
 pub fn leader_address(status: &ClusterStatus) -> Option<String> {
-    let leader = status
-        .coordinators
-        .iter()
-        .find(|c| c.leader || (status.leader_id != 0 && c.id == status.leader_id))?;
+    let leader = status.coordinators.iter().find(|c| c.leader || (status.leader_id != 0 && c.id == status.leader_id))?;
     let address = leader.address.as_str();
-    Some(if address.contains(':') {
-        address.to_owned()
-    } else {
-        format!("{address}:{}", vp_proto::COORDINATOR_PORT)
-    })
+    Some(if address.contains(':') { address.to_owned() } else { format!("{address}:{}", vp_proto::COORDINATOR_PORT) })
 }
 
 fn leader_hint(metadata: &MetadataMap) -> Option<String> {
@@ -246,12 +181,7 @@ fn leader_hint(metadata: &MetadataMap) -> Option<String> {
 /// One line for a person: the innermost cause says most ("connection refused").
 fn why(status: &Status) -> String {
     let message = status.message();
-    let known = [
-        "onnection refused",
-        "no answer in time",
-        "imed out",
-        "unreachable",
-    ];
+    let known = ["onnection refused", "no answer in time", "imed out", "unreachable"];
     match known.iter().find(|k| message.contains(*k)) {
         Some(&"onnection refused") => "connection refused".to_owned(),
         Some(&"imed out") => "no answer in time".to_owned(),
@@ -262,9 +192,7 @@ fn why(status: &Status) -> String {
 
 fn refusal(what: &str, status: &Status) -> Failure {
     match status.code() {
-        Code::Unimplemented => Failure::Refused(format!(
-            "{what}: this coordinator does not know that call (an older version?)"
-        )),
+        Code::Unimplemented => Failure::Refused(format!("{what}: this coordinator does not know that call (an older version?)")),
         _ => Failure::Refused(format!("{what}: {}", why(status))),
     }
 }

@@ -40,11 +40,7 @@ pub enum Failure {
     Unknown { what: String },
     /// A thing by that name does not exist.
     #[error("{what} {name} does not exist")]
-    Missing {
-        what: &'static str,
-        name: String,
-        look: &'static str,
-    },
+    Missing { what: &'static str, name: String, look: &'static str },
     /// What was asked for is not possible now.
     #[error("{what}")]
     NotNow { what: String, next: String },
@@ -56,10 +52,7 @@ pub enum Failure {
     Region(#[from] RegionError),
     /// A local file.
     #[error("{path}")]
-    File {
-        path: String,
-        source: std::io::Error,
-    },
+    File { path: String, source: std::io::Error },
     /// Something that others wrote and that is not as agreed.
     #[error("{what} is not as agreed: {reason}")]
     Malformed { what: String, reason: String },
@@ -69,7 +62,7 @@ impl Failure {
     /// The exit code this ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => EXIT_USAGE,
+            Self::Usage(_) | Self::Region(RegionError::Invalid(_)) => EXIT_USAGE,
             _ => EXIT_FAILED,
         }
     }
@@ -78,30 +71,16 @@ impl Failure {
     pub fn next_step(&self) -> Option<String> {
         let text = match self {
             Self::Usage(_) => "vpctl --help lists the commands",
-            Self::Nowhere { .. } => {
-                "bring one up with `vpctl dev up`, or name its coordinators with --coordinators HOST:PORT,… or $VP_COORDINATORS"
-            }
-            Self::Unreachable { .. } => {
-                "for a local region: `vpctl dev status`, then `vpctl dev up` repairs it; otherwise check --coordinators"
-            }
-            Self::Leaderless { .. } => {
-                "`vpctl status` shows which coordinators are missing; a majority must live"
-            }
+            Self::Nowhere { .. } => "bring one up with `vpctl dev up`, or name its coordinators with --coordinators HOST:PORT,… or $VP_COORDINATORS",
+            Self::Unreachable { .. } => "for a local region: `vpctl dev status`, then `vpctl dev up` repairs it; otherwise check --coordinators",
+            Self::Leaderless { .. } => "`vpctl status` shows which coordinators are missing; a majority must live",
             Self::Unknown { .. } => "look before asking again: `vpctl status`, `vpctl events`",
             Self::Missing { look, .. } => return Some(format!("`{look}` lists what there is")),
             Self::NotNow { next, .. } => return Some(next.clone()),
-            Self::Store(StoreError::Unreachable { .. }) => {
-                "is the S3 service up? for a local region: `vpctl dev status`"
-            }
-            Self::Store(StoreError::Denied { .. }) => {
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)"
-            }
-            Self::Cloud(CloudError::Unreachable { .. }) => {
-                "is the AWS endpoint up? for a local region: `vpctl dev status`"
-            }
-            Self::Cloud(CloudError::Denied { .. }) => {
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)"
-            }
+            Self::Store(StoreError::Unreachable { .. }) => "is the S3 service up? for a local region: `vpctl dev status`",
+            Self::Store(StoreError::Denied { .. }) => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)",
+            Self::Cloud(CloudError::Unreachable { .. }) => "is the AWS endpoint up? for a local region: `vpctl dev status`",
+            Self::Cloud(CloudError::Denied { .. }) => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)",
             _ => return None,
         };
         Some(text.to_owned())
@@ -136,26 +115,13 @@ mod tests {
     #[test]
     fn only_wrong_words_end_with_64() {
         assert_eq!(Failure::Usage("x".to_owned()).exit_code(), 64);
-        assert_eq!(
-            Failure::Unreachable {
-                tried: "a".to_owned()
-            }
-            .exit_code(),
-            1
-        );
-        assert_eq!(
-            Failure::Nowhere {
-                reason: "x".to_owned()
-            }
-            .exit_code(),
-            1
-        );
+        assert_eq!(Failure::Unreachable { tried: "a".to_owned() }.exit_code(), 1);
+        assert_eq!(Failure::Nowhere { reason: "x".to_owned() }.exit_code(), 1);
     }
 
     #[test]
     fn the_chain_names_every_layer_once() {
-        let failure =
-            Failure::file(std::path::Path::new("a.mp4"))(std::io::Error::other("disk on fire"));
+        let failure = Failure::file(std::path::Path::new("a.mp4"))(std::io::Error::other("disk on fire"));
         assert_eq!(chain(&failure), "a.mp4: disk on fire");
     }
 }

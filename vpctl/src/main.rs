@@ -44,10 +44,6 @@ async fn main() -> ExitCode {
 /// Warnings of the libraries stay silent unless asked for: an error is told once, by `complain`.
 fn log_to_stderr(verbose: bool) {
     let filter = if verbose { "info" } else { "off" };
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("VP_LOG").unwrap_or_else(|_| filter.into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VP_LOG").unwrap_or_else(|_| filter.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

@@ -30,22 +30,14 @@ pub struct Pipeline {
 impl Place {
     /// Reads flags and, if there is one, the local region's record.
     pub fn find(flags: &PlaceArguments) -> Self {
-        Self {
-            region: Region::open(&state_folder(flags)),
-            flags: flags.clone(),
-        }
+        Self { region: Region::open(&state_folder(flags)), flags: flags.clone() }
     }
 
     /// The local region, when that is where the cluster is.
     pub fn region(&self) -> Result<&Region, Failure> {
         self.region.as_ref().map_err(|error| match error {
-            RegionError::Absent(path) => Failure::Nowhere {
-                reason: format!("no local region in {}", path.display()),
-            },
-            other => Failure::Malformed {
-                what: "the region's record".to_owned(),
-                reason: other.to_string(),
-            },
+            RegionError::Absent(path) => Failure::Nowhere { reason: format!("no local region in {}", path.display()) },
+            other => Failure::Malformed { what: "the region's record".to_owned(), reason: other.to_string() },
         })
     }
 
@@ -57,38 +49,18 @@ impl Place {
     /// The coordinators' addresses, `host:port`.
     pub fn coordinators(&self) -> Result<Vec<String>, Failure> {
         if !self.flags.coordinators.is_empty() {
-            return self
-                .flags
-                .coordinators
-                .iter()
-                .map(|a| with_port(a))
-                .collect();
+            return self.flags.coordinators.iter().map(|a| with_port(a)).collect();
         }
         if !self.region_is_named()
             && let Some(list) = variable("VP_COORDINATORS")
         {
-            return list
-                .split(',')
-                .map(str::trim)
-                .filter(|a| !a.is_empty())
-                .map(with_port)
-                .collect();
+            return list.split(',').map(str::trim).filter(|a| !a.is_empty()).map(with_port).collect();
         }
-        self.region()?
-            .record()
-            .coordinators
-            .iter()
-            .map(|a| with_port(a))
-            .collect()
+        self.region()?.record().coordinators.iter().map(|a| with_port(a)).collect()
     }
 
     async fn session(&self) -> Result<Session, Failure> {
-        let names = [
-            "AWS_ENDPOINT_URL",
-            "AWS_ENDPOINT_URL_S3",
-            "VP_UPLOADS_BUCKET",
-            "VP_RESULTS_BUCKET",
-        ];
+        let names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "VP_UPLOADS_BUCKET", "VP_RESULTS_BUCKET"];
         if !self.region_is_named() && names.iter().any(|name| variable(name).is_some()) {
             return Ok(Session::from_environment().await);
         }
@@ -97,10 +69,7 @@ impl Place {
             region: Some(record.aws_region.clone()),
             endpoint_url: Some(record.endpoint_url.clone()),
             s3_endpoint_url: Some(record.s3_endpoint_url.clone()),
-            credentials: Some((
-                record.access_key_id.clone(),
-                record.secret_access_key.clone(),
-            )),
+            credentials: Some((record.access_key_id.clone(), record.secret_access_key.clone())),
         };
         Ok(Session::load(endpoints).await)
     }
@@ -108,21 +77,14 @@ impl Place {
     /// EC2 and Auto Scaling.
     pub async fn cloud(&self) -> Result<(Compute, Groups), Failure> {
         let session = self.session().await?;
-        Ok((
-            Compute::new(session.shared()),
-            Groups::new(session.shared()),
-        ))
+        Ok((Compute::new(session.shared()), Groups::new(session.shared())))
     }
 
     /// The store with its two buckets.
     pub async fn pipeline(&self) -> Result<Pipeline, Failure> {
         let uploads = self.bucket("VP_UPLOADS_BUCKET", "uploads")?;
         let results = self.bucket("VP_RESULTS_BUCKET", "results")?;
-        Ok(Pipeline {
-            store: ObjectStore::new(&self.session().await?),
-            uploads,
-            results,
-        })
+        Ok(Pipeline { store: ObjectStore::new(&self.session().await?), uploads, results })
     }
 
     fn bucket(&self, name: &str, role: &str) -> Result<String, Failure> {
@@ -131,33 +93,20 @@ impl Place {
         {
             return Ok(bucket);
         }
-        let missing = || Failure::Nowhere {
-            reason: format!("{name} is not set and there is no local region"),
-        };
+        let missing = || Failure::Nowhere { reason: format!("{name} is not set and there is no local region") };
         let region = self.region.as_ref().map_err(|_| missing())?;
-        region
-            .record()
-            .buckets
-            .get(role)
-            .cloned()
-            .ok_or_else(missing)
+        region.record().buckets.get(role).cloned().ok_or_else(missing)
     }
 }
 
 /// Name and state folder of the local region that flags mean.
 pub fn region_name(flags: &PlaceArguments) -> String {
-    flags
-        .region_name
-        .clone()
-        .unwrap_or_else(|| "dev".to_owned())
+    flags.region_name.clone().unwrap_or_else(|| "dev".to_owned())
 }
 
 /// State folder of the local region that flags mean.
 pub fn state_folder(flags: &PlaceArguments) -> std::path::PathBuf {
-    flags
-        .state
-        .clone()
-        .unwrap_or_else(|| default_state(&region_name(flags)))
+    flags.state.clone().unwrap_or_else(|| default_state(&region_name(flags)))
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -167,11 +116,7 @@ fn variable(name: &str) -> Option<String> {
 /// `host`, `host:port`, `ip`, `ip:port` or `[v6]:port`, with the coordinators' port when none is given.
 fn with_port(address: &str) -> Result<String, Failure> {
     let address = address.trim();
-    let wrong = |why: &str| {
-        Err(Failure::Usage(format!(
-            "coordinator address {address:?}: {why}"
-        )))
-    };
+    let wrong = |why: &str| Err(Failure::Usage(format!("coordinator address {address:?}: {why}")));
     if address.parse::<SocketAddr>().is_ok() {
         return Ok(address.to_owned());
     }
@@ -179,12 +124,8 @@ fn with_port(address: &str) -> Result<String, Failure> {
         None if address.is_empty() => wrong("it is empty"),
         _ if address.contains('/') => wrong("HOST or HOST:PORT is allowed, without a scheme"),
         None => Ok(format!("{address}:{COORDINATOR_PORT}")),
-        Some((host, _)) if host.is_empty() || host.contains(':') => {
-            wrong("HOST or HOST:PORT is allowed")
-        }
-        Some((_, port)) if port.parse::<u16>().is_err() => {
-            wrong("the port is a number from 1 to 65535")
-        }
+        Some((host, _)) if host.is_empty() || host.contains(':') => wrong("HOST or HOST:PORT is allowed"),
+        Some((_, port)) if port.parse::<u16>().is_err() => wrong("the port is a number from 1 to 65535"),
         Some(_) => Ok(address.to_owned()),
     }
 }
@@ -195,21 +136,14 @@ mod tests {
 
     #[test]
     fn an_address_without_a_port_gets_the_coordinators_port() {
-        assert_eq!(
-            with_port("127.38.1.10").expect("an address"),
-            "127.38.1.10:7400"
-        );
+        assert_eq!(with_port("127.38.1.10").expect("an address"), "127.38.1.10:7400");
         assert_eq!(with_port(" db1:99 ").expect("an address"), "db1:99");
     }
 
     #[test]
     fn an_address_that_cannot_be_one_is_wrong_usage() {
         for wrong in ["", "http://127.0.0.1:7400", "host:port", ":7400"] {
-            assert_eq!(
-                with_port(wrong).expect_err(wrong).exit_code(),
-                64,
-                "{wrong}"
-            );
+            assert_eq!(with_port(wrong).expect_err(wrong).exit_code(), 64, "{wrong}");
         }
     }
 }

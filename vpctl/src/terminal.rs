@@ -30,29 +30,15 @@ pub struct Screen {
 impl Screen {
     /// Looks at the streams and at `NO_COLOR` and `TERM`.
     pub fn detect() -> Self {
-        let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        let (out, err) = (
-            std::io::stdout().is_terminal(),
-            std::io::stderr().is_terminal(),
-        );
-        Self {
-            colour: wanted && out,
-            colour_err: wanted && err,
-            live: err,
-            redraws: out,
-        }
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
+        Self { colour: wanted && out, colour_err: wanted && err, live: err, redraws: out }
     }
 
     /// Neither colours nor bars, for tests.
     #[cfg(test)]
     pub fn plain() -> Self {
-        Self {
-            colour: false,
-            colour_err: false,
-            live: false,
-            redraws: false,
-        }
+        Self { colour: false, colour_err: false, live: false, redraws: false }
     }
 
     /// True when progress can be drawn over itself (standard error is a terminal).
@@ -82,11 +68,7 @@ impl Screen {
     /// Writes text to standard output as it is. A reader that has gone away (`vpctl events | head`) ends the program quietly.
     pub fn text(&self, text: &str) {
         let mut out = std::io::stdout().lock();
-        if out
-            .write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .is_err()
-        {
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             std::process::exit(0);
         }
     }
@@ -104,11 +86,7 @@ impl Screen {
 
     /// Tells why the command ended and what to do next.
     pub fn complain(&self, failure: &Failure) {
-        self.note(&format!(
-            "{} {}",
-            self.toned(Tone::Bad, "vpctl:"),
-            chain(failure)
-        ));
+        self.note(&format!("{} {}", self.toned(Tone::Bad, "vpctl:"), chain(failure)));
         if let Some(next) = failure.next_step() {
             self.note(&format!("  {next}"));
         }
@@ -116,11 +94,7 @@ impl Screen {
 
     /// A group of bars, hidden where nobody would see them move.
     pub fn bars(&self) -> MultiProgress {
-        let target = if self.live {
-            indicatif::ProgressDrawTarget::stderr()
-        } else {
-            indicatif::ProgressDrawTarget::hidden()
-        };
+        let target = if self.live { indicatif::ProgressDrawTarget::stderr() } else { indicatif::ProgressDrawTarget::hidden() };
         MultiProgress::with_draw_target(target)
     }
 }
@@ -134,20 +108,13 @@ fn painted(on: bool, tone: Tone, text: &str) -> String {
         Tone::Dim => "2",
         Tone::Bold => "1",
     };
-    if on {
-        format!("\u{1b}[{code}m{text}\u{1b}[0m")
-    } else {
-        text.to_owned()
-    }
+    if on { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
 /// A bar that counts bytes.
 pub fn bytes_bar(bars: &MultiProgress, name: &str, total: u64) -> ProgressBar {
     let bar = bars.add(ProgressBar::new(total));
-    styled(
-        &bar,
-        "{prefix:<28!} {msg:<11} {wide_bar} {bytes:>10}/{total_bytes:<10} {eta:>4}",
-    );
+    styled(&bar, "{prefix:<28!} {msg:<11} {wide_bar} {bytes:>10}/{total_bytes:<10} {eta:>4}");
     bar.set_prefix(name.to_owned());
     bar
 }
@@ -155,10 +122,7 @@ pub fn bytes_bar(bars: &MultiProgress, name: &str, total: u64) -> ProgressBar {
 /// A bar that counts segments.
 pub fn segments_bar(bars: &MultiProgress, name: &str) -> ProgressBar {
     let bar = bars.add(ProgressBar::new(0));
-    styled(
-        &bar,
-        "{prefix:<28!} {msg:<11} {wide_bar} {pos:>5}/{len:<5} segments {elapsed:>4}",
-    );
+    styled(&bar, "{prefix:<28!} {msg:<11} {wide_bar} {pos:>5}/{len:<5} segments {elapsed:>4}");
     bar.set_prefix(name.to_owned());
     bar
 }

@@ -23,94 +23,40 @@ use crate::view::units::span;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Runs one of the `dev` commands.
-pub async fn dev(
-    flags: &PlaceArguments,
-    screen: &Screen,
-    format: Format,
-    command: DevCommand,
-) -> Result<u8, Failure> {
+pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, command: DevCommand) -> Result<u8, Failure> {
     let state = state_folder(flags);
     match command {
-        DevCommand::Up {
-            network,
-            nodes,
-            instance_type,
-            lease_ms,
-            spec,
-            no_wait,
-            timeout,
-        } => {
+        DevCommand::Up { network, nodes, instance_type, lease_ms, spec, no_wait, timeout } => {
             let mut options = UpOptions::new(&region_name(flags), state);
             options.network = network;
             options.nodes = nodes;
             options.instance_type = instance_type;
             options.lease_ms = lease_ms;
             if let Some(path) = spec {
-                options.spec_yaml = Some(
-                    tokio::fs::read_to_string(&path)
-                        .await
-                        .map_err(Failure::file(&path))?,
-                );
+                options.spec_yaml = Some(tokio::fs::read_to_string(&path).await.map_err(Failure::file(&path))?);
             }
-            up(
-                &options,
-                flags,
-                screen,
-                (!no_wait).then(|| Duration::from_secs(timeout)),
-            )
-            .await
+            up(&options, flags, screen, (!no_wait).then(|| Duration::from_secs(timeout))).await
         }
         DevCommand::Down { keep } => down(state, keep, screen).await,
         DevCommand::Status => {
             let status = Region::open(&state)?.status().await?;
-            let well = status.healthy()
-                && status
-                    .instances
-                    .iter()
-                    .all(|i| i.alive || i.state != "running");
-            view::show(screen, format, &status, |status| {
-                status_text(status, screen)
-            })?;
+            let well = status.healthy() && status.instances.iter().all(|i| i.alive || i.state != "running");
+            view::show(screen, format, &status, |status| status_text(status, screen))?;
             Ok(if well { 0 } else { EXIT_DEGRADED })
         }
         DevCommand::Env => {
             let exports = Region::open(&state)?.env().await?;
             match format {
-                Format::Table | Format::Wide => exports
-                    .iter()
-                    .for_each(|(k, v)| screen.line(&format!("export {k}={}", quoted(v)))),
-                _ => view::show(
-                    screen,
-                    format,
-                    &exports.into_iter().collect::<BTreeMap<_, _>>(),
-                    |_| String::new(),
-                )?,
+                Format::Table | Format::Wide => exports.iter().for_each(|(k, v)| screen.line(&format!("export {k}={}", quoted(v)))),
+                _ => view::show(screen, format, &exports.into_iter().collect::<BTreeMap<_, _>>(), |_| String::new())?,
             }
             Ok(0)
         }
-        DevCommand::Logs {
-            name,
-            follow,
-            lines,
-        } => {
-            dev_logs::logs(
-                &Region::open(&state)?,
-                screen,
-                name.as_deref(),
-                follow,
-                lines,
-            )
-            .await
-        }
+        DevCommand::Logs { name, follow, lines } => dev_logs::logs(&Region::open(&state)?, screen, name.as_deref(), follow, lines).await,
     }
 }
 
-async fn up(
-    options: &UpOptions,
-    flags: &PlaceArguments,
-    screen: &Screen,
-    wait: Option<Duration>,
-) -> Result<u8, Failure> {
+async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, wait: Option<Duration>) -> Result<u8, Failure> {
     let started = Instant::now();
     let mut steps = Steps::new(screen);
     let region = Region::up(options, &mut |progress| steps.tell(progress)).await;
@@ -121,21 +67,11 @@ async fn up(
         let cluster = Cluster::new(region.record().coordinators.clone());
         code = until_healthy(&cluster, screen, timeout).await;
     }
-    let named = flags
-        .region_name
-        .as_ref()
-        .map(|name| format!(" --region-name {name}"))
-        .unwrap_or_default();
+    let named = flags.region_name.as_ref().map(|name| format!(" --region-name {name}")).unwrap_or_default();
     let took = span(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
     if code == 0 {
-        screen.line(&format!(
-            "region {} is up on 127.{}.0.0/16 in {took}",
-            options.name,
-            region.record().network
-        ));
-        screen.line(&format!(
-            "  next: vpctl{named} submit FILE --wait, vpctl{named} status, vpctl{named} drill"
-        ));
+        screen.line(&format!("region {} is up on 127.{}.0.0/16 in {took}", options.name, region.record().network));
+        screen.line(&format!("  next: vpctl{named} submit FILE --wait, vpctl{named} status, vpctl{named} drill"));
     }
     Ok(code)
 }
@@ -148,10 +84,7 @@ async fn until_healthy(cluster: &Cluster, screen: &Screen, timeout: Duration) ->
     let mut last = String::new();
     loop {
         let (healthy, text) = match cluster.status().await {
-            Ok(status) => (
-                status.health() == Health::Healthy && !status.slots.is_empty(),
-                missing(&status),
-            ),
+            Ok(status) => (status.health() == Health::Healthy && !status.slots.is_empty(), missing(&status)),
             Err(_) => (false, "coordinators are starting".to_owned()),
         };
         let took = span(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
@@ -167,10 +100,7 @@ async fn until_healthy(cluster: &Cluster, screen: &Screen, timeout: Duration) ->
         last = text;
         if started.elapsed() >= timeout {
             bar.finish_and_clear();
-            screen.note(&format!(
-                "{} after {took}: {last}",
-                screen.toned(Tone::Bad, "the cluster is not healthy")
-            ));
+            screen.note(&format!("{} after {took}: {last}", screen.toned(Tone::Bad, "the cluster is not healthy")));
             screen.note("  `vpctl status` and `vpctl plan` say what it waits for; `vpctl dev logs` lists the logs");
             return EXIT_DEGRADED;
         }
@@ -179,59 +109,24 @@ async fn until_healthy(cluster: &Cluster, screen: &Screen, timeout: Duration) ->
 }
 
 fn missing(status: &ClusterStatus) -> String {
-    let healthy = status
-        .slots
-        .iter()
-        .filter(|s| s.phase() == Phase::Healthy)
-        .count();
-    let ready = status
-        .nodes
-        .iter()
-        .filter(|n| n.lifecycle == "ready")
-        .count();
-    let unwell: Vec<String> = status
-        .slots
-        .iter()
-        .filter(|s| s.phase() != Phase::Healthy)
-        .filter_map(|s| Some(s.slot.as_ref()?.to_string()))
-        .take(4)
-        .collect();
-    let unwell = if unwell.is_empty() {
-        String::new()
-    } else {
-        format!("; waiting for {}", unwell.join(" "))
-    };
-    let leader = if status.leader_id == 0 {
-        "no leader yet, "
-    } else {
-        ""
-    };
-    format!(
-        "{leader}{ready} nodes, {healthy} of {} slots healthy{unwell}",
-        status.slots.len()
-    )
+    let healthy = status.slots.iter().filter(|s| s.phase() == Phase::Healthy).count();
+    let ready = status.nodes.iter().filter(|n| n.lifecycle == "ready").count();
+    let unwell: Vec<String> = status.slots.iter().filter(|s| s.phase() != Phase::Healthy).filter_map(|s| Some(s.slot.as_ref()?.to_string())).take(4).collect();
+    let unwell = if unwell.is_empty() { String::new() } else { format!("; waiting for {}", unwell.join(" ")) };
+    let leader = if status.leader_id == 0 { "no leader yet, " } else { "" };
+    format!("{leader}{ready} nodes, {healthy} of {} slots healthy{unwell}", status.slots.len())
 }
 
 async fn down(state: PathBuf, keep: bool, screen: &Screen) -> Result<u8, Failure> {
     if !state.exists() {
-        screen.line(&format!(
-            "no region in {}: nothing to take away",
-            state.display()
-        ));
+        screen.line(&format!("no region in {}: nothing to take away", state.display()));
         return Ok(0);
     }
     let mut steps = Steps::new(screen);
-    let ended = region::down(&state, &DownOptions { keep }, &mut |progress| {
-        steps.tell(progress)
-    })
-    .await;
+    let ended = region::down(&state, &DownOptions { keep }, &mut |progress| steps.tell(progress)).await;
     steps.end();
     ended?;
-    screen.line(if keep {
-        "region is down; its folder is kept"
-    } else {
-        "region is down; nothing of it is left"
-    });
+    screen.line(if keep { "region is down; its folder is kept" } else { "region is down; nothing of it is left" });
     Ok(0)
 }
 
@@ -244,11 +139,7 @@ struct Steps<'a> {
 
 impl<'a> Steps<'a> {
     fn new(screen: &'a Screen) -> Self {
-        Self {
-            screen,
-            bars: screen.bars(),
-            current: None,
-        }
+        Self { screen, bars: screen.bars(), current: None }
     }
 
     fn tell(&mut self, progress: Progress) {
@@ -257,18 +148,10 @@ impl<'a> Steps<'a> {
                 self.end();
                 self.current = Some(spinner(&self.bars, step));
             }
-            Progress::Done {
-                step,
-                took,
-                changed,
-            } => {
+            Progress::Done { step, took, changed } => {
                 self.end();
                 let took = span(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-                let note = if changed {
-                    String::new()
-                } else {
-                    self.screen.paint(Tone::Dim, "  as it was")
-                };
+                let note = if changed { String::new() } else { self.screen.paint(Tone::Dim, "  as it was") };
                 self.screen.line(&format!("  {step:<20} {took:>9}{note}"));
             }
         }
@@ -284,25 +167,10 @@ impl<'a> Steps<'a> {
 fn status_text(status: &RegionStatus, screen: &Screen) -> String {
     let mut services = Table::new(&["SERVICE", "STATE", "PID"]).indented(2);
     for service in &status.services {
-        let state = if service.alive {
-            Cell::new(Tone::Good, "runs")
-        } else {
-            Cell::new(Tone::Bad, "is down")
-        };
-        services.row(vec![
-            service.name.as_str().into(),
-            state,
-            service
-                .pid
-                .map(|p| p.to_string())
-                .unwrap_or_default()
-                .into(),
-        ]);
+        let state = if service.alive { Cell::new(Tone::Good, "runs") } else { Cell::new(Tone::Bad, "is down") };
+        services.row(vec![service.name.as_str().into(), state, service.pid.map(|p| p.to_string()).unwrap_or_default().into()]);
     }
-    let mut instances = Table::new(&[
-        "INSTANCE", "EC2 SAYS", "PROCESS", "GROUP", "ZONE", "ADDRESS", "TYPE",
-    ])
-    .indented(2);
+    let mut instances = Table::new(&["INSTANCE", "EC2 SAYS", "PROCESS", "GROUP", "ZONE", "ADDRESS", "TYPE"]).indented(2);
     for one in &status.instances {
         let process = match (one.alive, one.pid) {
             (true, Some(pid)) => Cell::new(Tone::Good, format!("runs, pid {pid}")),
@@ -320,12 +188,7 @@ fn status_text(status: &RegionStatus, screen: &Screen) -> String {
         ]);
     }
     let head = screen.paint(Tone::Bold, &status.name);
-    format!(
-        "{head}  {}\n\n{}\n{}",
-        status.network,
-        services.render(screen),
-        instances.render(screen)
-    )
+    format!("{head}  {}\n\n{}\n{}", status.network, services.render(screen), instances.render(screen))
 }
 
 /// A value as a shell takes it, whatever is in it.

@@ -25,36 +25,19 @@ struct Log {
 }
 
 /// Prints the last lines of every log of that name; without a name, which logs there are.
-pub async fn logs(
-    region: &Region,
-    screen: &Screen,
-    name: Option<&str>,
-    follow: bool,
-    lines: usize,
-) -> Result<u8, Failure> {
+pub async fn logs(region: &Region, screen: &Screen, name: Option<&str>, follow: bool, lines: usize) -> Result<u8, Failure> {
     let all = find(region);
     let Some(name) = name else {
         let mut table = Table::new(&["NAME", "SIZE", "FILE"]);
         for log in &all {
-            table.row(vec![
-                log.name.as_str().into(),
-                size(log.bytes).into(),
-                log.path.display().to_string().into(),
-            ]);
+            table.row(vec![log.name.as_str().into(), size(log.bytes).into(), log.path.display().to_string().into()]);
         }
         screen.text(&table.render(screen));
         return Ok(0);
     };
-    let chosen: Vec<&Log> = all
-        .iter()
-        .filter(|l| l.name == name || l.name.split('/').any(|part| part == name))
-        .collect();
+    let chosen: Vec<&Log> = all.iter().filter(|l| l.name == name || l.name.split('/').any(|part| part == name)).collect();
     if chosen.is_empty() {
-        return Err(Failure::Missing {
-            what: "log",
-            name: name.to_owned(),
-            look: "vpctl dev logs",
-        });
+        return Err(Failure::Missing { what: "log", name: name.to_owned(), look: "vpctl dev logs" });
     }
     let mut ends = Vec::new();
     for log in &chosen {
@@ -80,11 +63,7 @@ fn find(region: &Region) -> Vec<Log> {
         if let Ok(meta) = std::fs::metadata(&path)
             && meta.is_file()
         {
-            found.push(Log {
-                name,
-                path,
-                bytes: meta.len(),
-            });
+            found.push(Log { name, path, bytes: meta.len() });
         }
     };
     for (name, path) in region.logs() {
@@ -107,52 +86,33 @@ fn find(region: &Region) -> Vec<Log> {
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
     // A folder that is not there, or not ours, has no logs.
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path())
-        .collect();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
     paths.sort();
     paths
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn stem(path: &Path) -> String {
-    path.file_stem()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Prints the last lines and returns where the file ended.
 async fn tail(path: &Path, lines: usize, screen: &Screen) -> Result<u64, Failure> {
-    let mut file = tokio::fs::File::open(path)
-        .await
-        .map_err(Failure::file(path))?;
+    let mut file = tokio::fs::File::open(path).await.map_err(Failure::file(path))?;
     let end = file.metadata().await.map_err(Failure::file(path))?.len();
-    file.seek(SeekFrom::Start(end.saturating_sub(TAIL_BYTES)))
-        .await
-        .map_err(Failure::file(path))?;
+    file.seek(SeekFrom::Start(end.saturating_sub(TAIL_BYTES))).await.map_err(Failure::file(path))?;
     let mut bytes = Vec::new();
-    file.take(TAIL_BYTES)
-        .read_to_end(&mut bytes)
-        .await
-        .map_err(Failure::file(path))?;
+    file.take(TAIL_BYTES).read_to_end(&mut bytes).await.map_err(Failure::file(path))?;
     screen.text(&last_lines(&String::from_utf8_lossy(&bytes), lines));
     Ok(end)
 }
 
 fn last_lines(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..]
-        .iter()
-        .map(|l| format!("{l}\n"))
-        .collect()
+    all[all.len().saturating_sub(lines)..].iter().map(|l| format!("{l}\n")).collect()
 }
 
 async fn go_on(paths: &[&Path], ends: &mut [u64], screen: &Screen) -> Result<(), Failure> {
@@ -160,9 +120,7 @@ async fn go_on(paths: &[&Path], ends: &mut [u64], screen: &Screen) -> Result<(),
     loop {
         ticks.tick().await;
         for (path, end) in paths.iter().zip(ends.iter_mut()) {
-            let mut file = tokio::fs::File::open(path)
-                .await
-                .map_err(Failure::file(path))?;
+            let mut file = tokio::fs::File::open(path).await.map_err(Failure::file(path))?;
             let now = file.metadata().await.map_err(Failure::file(path))?.len();
             if now < *end {
                 *end = 0; // begun anew
@@ -170,14 +128,9 @@ async fn go_on(paths: &[&Path], ends: &mut [u64], screen: &Screen) -> Result<(),
             if now == *end {
                 continue;
             }
-            file.seek(SeekFrom::Start(*end))
-                .await
-                .map_err(Failure::file(path))?;
+            file.seek(SeekFrom::Start(*end)).await.map_err(Failure::file(path))?;
             let mut bytes = Vec::new();
-            file.take(now - *end)
-                .read_to_end(&mut bytes)
-                .await
-                .map_err(Failure::file(path))?;
+            file.take(now - *end).read_to_end(&mut bytes).await.map_err(Failure::file(path))?;
             *end += bytes.len() as u64;
             screen.text(&String::from_utf8_lossy(&bytes));
         }

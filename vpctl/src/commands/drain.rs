@@ -12,30 +12,12 @@ use crate::terminal::{Screen, spinner};
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Drains a node or takes a drain back; with `wait`, until it carries nothing.
-pub async fn drain(
-    cluster: &Cluster,
-    screen: &Screen,
-    node: &str,
-    undo: bool,
-    wait: bool,
-    timeout_s: u64,
-) -> Result<u8, Failure> {
+pub async fn drain(cluster: &Cluster, screen: &Screen, node: &str, undo: bool, wait: bool, timeout_s: u64) -> Result<u8, Failure> {
     let instance = node_named(&cluster.status().await?, node)?;
     let accepted = cluster.drain(&instance, undo).await?;
-    let note = if accepted.note.is_empty() {
-        String::new()
-    } else {
-        format!(": {}", accepted.note)
-    };
-    let done = if undo {
-        "takes slots again"
-    } else {
-        "is drained"
-    };
-    screen.line(&format!(
-        "{instance} {done} as of revision {}{note}",
-        accepted.revision
-    ));
+    let note = if accepted.note.is_empty() { String::new() } else { format!(": {}", accepted.note) };
+    let done = if undo { "takes slots again" } else { "is drained" };
+    screen.line(&format!("{instance} {done} as of revision {}{note}", accepted.revision));
     if !wait {
         return Ok(0);
     }
@@ -48,12 +30,7 @@ pub async fn drain(
     }
 }
 
-async fn until_empty(
-    cluster: &Cluster,
-    screen: &Screen,
-    instance: &str,
-    timeout: Duration,
-) -> Result<u8, Failure> {
+async fn until_empty(cluster: &Cluster, screen: &Screen, instance: &str, timeout: Duration) -> Result<u8, Failure> {
     let bars = screen.bars();
     let bar = spinner(&bars, instance);
     let until = Instant::now() + timeout;
@@ -80,10 +57,7 @@ async fn until_empty(
         if Instant::now() >= until {
             bar.finish_and_clear();
             let text = last.unwrap_or_else(|| "could not be looked at".to_owned());
-            screen.note(&format!(
-                "{instance} {text} after {} s; `vpctl plan` says what each waits for",
-                timeout.as_secs()
-            ));
+            screen.note(&format!("{instance} {text} after {} s; `vpctl plan` says what each waits for", timeout.as_secs()));
             return Ok(EXIT_DEGRADED);
         }
         tokio::time::sleep(LOOK).await;
@@ -92,27 +66,14 @@ async fn until_empty(
 
 /// The instance id of the node a person means: the id, a beginning of it that is unique, or its address.
 pub fn node_named(status: &ClusterStatus, name: &str) -> Result<String, Failure> {
-    if let Some(node) = status
-        .nodes
-        .iter()
-        .find(|n| n.instance_id == name || n.address == name)
-    {
+    if let Some(node) = status.nodes.iter().find(|n| n.instance_id == name || n.address == name) {
         return Ok(node.instance_id.clone());
     }
-    let mut found = status
-        .nodes
-        .iter()
-        .filter(|n| !name.is_empty() && n.instance_id.starts_with(name));
+    let mut found = status.nodes.iter().filter(|n| !name.is_empty() && n.instance_id.starts_with(name));
     match (found.next(), found.next()) {
         (Some(node), None) => Ok(node.instance_id.clone()),
-        (Some(_), Some(_)) => Err(Failure::Usage(format!(
-            "more than one node begins with {name:?}: give more of the id"
-        ))),
-        _ => Err(Failure::Missing {
-            what: "node",
-            name: name.to_owned(),
-            look: "vpctl nodes",
-        }),
+        (Some(_), Some(_)) => Err(Failure::Usage(format!("more than one node begins with {name:?}: give more of the id"))),
+        _ => Err(Failure::Missing { what: "node", name: name.to_owned(), look: "vpctl nodes" }),
     }
 }
 
@@ -124,35 +85,13 @@ mod tests {
 
     #[test]
     fn a_node_is_found_by_id_unique_beginning_or_address_and_never_by_a_guess() {
-        let node = |id: &str, address: &str| NodeStatus {
-            instance_id: id.to_owned(),
-            address: address.to_owned(),
-            ..Default::default()
-        };
-        let status = ClusterStatus {
-            nodes: vec![node("i-0ab", "127.38.1.20"), node("i-0cd", "127.38.1.21")],
-            ..Default::default()
-        };
+        let node = |id: &str, address: &str| NodeStatus { instance_id: id.to_owned(), address: address.to_owned(), ..Default::default() };
+        let status = ClusterStatus { nodes: vec![node("i-0ab", "127.38.1.20"), node("i-0cd", "127.38.1.21")], ..Default::default() };
         for name in ["i-0ab", "i-0a", "127.38.1.20"] {
             assert_eq!(node_named(&status, name).expect(name), "i-0ab");
         }
-        assert_eq!(
-            node_named(&status, "i-0")
-                .expect_err("two begin so")
-                .exit_code(),
-            64
-        );
-        assert_eq!(
-            node_named(&status, "")
-                .expect_err("nothing is named")
-                .exit_code(),
-            1
-        );
-        assert_eq!(
-            node_named(&status, "i-9")
-                .expect_err("there is none")
-                .exit_code(),
-            1
-        );
+        assert_eq!(node_named(&status, "i-0").expect_err("two begin so").exit_code(), 64);
+        assert_eq!(node_named(&status, "").expect_err("nothing is named").exit_code(), 1);
+        assert_eq!(node_named(&status, "i-9").expect_err("there is none").exit_code(), 1);
     }
 }

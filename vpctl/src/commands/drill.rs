@@ -33,13 +33,7 @@ enum Seen {
 }
 
 /// Kills, watches, reports: 0 when the cluster tolerates as much as before, else 2.
-pub async fn drill(
-    place: &Place,
-    cluster: &Cluster,
-    screen: &Screen,
-    format: Format,
-    words: DrillArguments,
-) -> Result<u8, Failure> {
+pub async fn drill(place: &Place, cluster: &Cluster, screen: &Screen, format: Format, words: DrillArguments) -> Result<u8, Failure> {
     let before = cluster.status().await?;
     let target = choose(&before, &words)?;
     refuse_without_tolerance(&before, words.force)?;
@@ -47,19 +41,12 @@ pub async fn drill(
     let instance = compute.describe_instance(&target.instance).await?;
     if instance.state != InstanceState::Running {
         let next = "`vpctl nodes` lists the others".to_owned();
-        return Err(Failure::NotNow {
-            what: format!("{} is {} already", instance.id, instance.state.as_str()),
-            next,
-        });
+        return Err(Failure::NotNow { what: format!("{} is {} already", instance.id, instance.state.as_str()), next });
     }
     screen.note(&format!(
         "drill on {}: {}",
         target.what,
-        if target.slots.is_empty() {
-            "no slots".to_owned()
-        } else {
-            target.slots.keys().cloned().collect::<Vec<_>>().join(" ")
-        }
+        if target.slots.is_empty() { "no slots".to_owned() } else { target.slots.keys().cloned().collect::<Vec<_>>().join(" ") }
     ));
     let silent = words.silent;
     let started;
@@ -76,78 +63,39 @@ pub async fn drill(
         _ = tokio::signal::ctrl_c() => true,
     };
     let report = healing.report();
-    view::show(screen, format, &report, |report| {
-        healing_text::text(report, screen)
-    })?;
+    view::show(screen, format, &report, |report| healing_text::text(report, screen))?;
     if interrupted {
         screen.note("the cluster heals on; look with `vpctl status --watch`");
         return Ok(EXIT_INTERRUPTED);
     }
-    Ok(if report.restored_ms.is_some() {
-        0
-    } else {
-        EXIT_DEGRADED
-    })
+    Ok(if report.restored_ms.is_some() { 0 } else { EXIT_DEGRADED })
 }
 
 /// Which instance, by the words: a coordinator's, one of a role, a named one, or the node with most slots.
 fn choose(status: &ClusterStatus, words: &DrillArguments) -> Result<Target, Failure> {
     if let Some(id) = words.coordinator {
-        let one = status
-            .coordinators
-            .iter()
-            .find(|c| c.id == id && !c.instance_id.is_empty());
-        let one = one.ok_or(Failure::Missing {
-            what: "coordinator",
-            name: id.to_string(),
-            look: "vpctl status",
-        })?;
+        let one = status.coordinators.iter().find(|c| c.id == id && !c.instance_id.is_empty());
+        let one = one.ok_or(Failure::Missing { what: "coordinator", name: id.to_string(), look: "vpctl status" })?;
         return Ok(Target::coordinator(one));
     }
     let instance = match &words.node {
         Some(name) => node_named(status, name)?,
         None => most_loaded(status, words.role.as_deref())?,
     };
-    let node = status
-        .nodes
-        .iter()
-        .find(|n| n.instance_id == instance && n.lifecycle == "ready");
-    let node = node.ok_or_else(|| Failure::NotNow {
-        what: format!("{instance} is not ready"),
-        next: "`vpctl nodes` lists the others".to_owned(),
-    })?;
+    let node = status.nodes.iter().find(|n| n.instance_id == instance && n.lifecycle == "ready");
+    let node = node.ok_or_else(|| Failure::NotNow { what: format!("{instance} is not ready"), next: "`vpctl nodes` lists the others".to_owned() })?;
     Ok(Target::node(node, status))
 }
 
 /// The ready node with most slots (of the role first, then of all); the lowest id of several.
 fn most_loaded(status: &ClusterStatus, role: Option<&str>) -> Result<String, Failure> {
-    let of_role = |n: &vp_proto::v1::NodeStatus| {
-        n.slots
-            .iter()
-            .filter(|s| role.is_none_or(|r| s.role == r))
-            .count()
-    };
-    let ready = status
-        .nodes
-        .iter()
-        .filter(|n| n.lifecycle == "ready" && of_role(n) > 0);
-    let best = ready.max_by(|a, b| {
-        (of_role(a), a.slots.len())
-            .cmp(&(of_role(b), b.slots.len()))
-            .then(b.instance_id.cmp(&a.instance_id))
-    });
-    best.map(|n| n.instance_id.clone())
-        .ok_or_else(|| match role {
-            Some(role) => Failure::Missing {
-                what: "a holder of role",
-                name: role.to_owned(),
-                look: "vpctl roles",
-            },
-            None => Failure::NotNow {
-                what: "no node holds a slot".to_owned(),
-                next: "`vpctl plan` says what the cluster waits for".to_owned(),
-            },
-        })
+    let of_role = |n: &vp_proto::v1::NodeStatus| n.slots.iter().filter(|s| role.is_none_or(|r| s.role == r)).count();
+    let ready = status.nodes.iter().filter(|n| n.lifecycle == "ready" && of_role(n) > 0);
+    let best = ready.max_by(|a, b| (of_role(a), a.slots.len()).cmp(&(of_role(b), b.slots.len())).then(b.instance_id.cmp(&a.instance_id)));
+    best.map(|n| n.instance_id.clone()).ok_or_else(|| match role {
+        Some(role) => Failure::Missing { what: "a holder of role", name: role.to_owned(), look: "vpctl roles" },
+        None => Failure::NotNow { what: "no node holds a slot".to_owned(), next: "`vpctl plan` says what the cluster waits for".to_owned() },
+    })
 }
 
 fn refuse_without_tolerance(status: &ClusterStatus, force: bool) -> Result<(), Failure> {
@@ -155,38 +103,18 @@ fn refuse_without_tolerance(status: &ClusterStatus, force: bool) -> Result<(), F
         return Ok(());
     }
     let reasons = status.reasons.join("; ");
-    let what =
-        format!("the cluster tolerates no failure now ({reasons}): a drill would stop something");
-    Err(Failure::NotNow {
-        what,
-        next: "wait until `vpctl status` is better, or add --force".to_owned(),
-    })
+    let what = format!("the cluster tolerates no failure now ({reasons}): a drill would stop something");
+    Err(Failure::NotNow { what, next: "wait until `vpctl status` is better, or add --force".to_owned() })
 }
 
 /// SIGKILL of the instance's PID 1 from outside: the whole machine is gone, and EC2 goes on saying `running`.
 async fn kill_silently(place: &Place, instance: &str) -> Result<Instant, Failure> {
-    let only_local = |_| {
-        Failure::Usage(
-            "--silent needs a local region: elsewhere no one can kill a machine with nobody told"
-                .to_owned(),
-        )
-    };
+    let only_local = |_| Failure::Usage("--silent needs a local region: elsewhere no one can kill a machine with nobody told".to_owned());
     let status = place.region().map_err(only_local)?.status().await?;
-    let gone = || Failure::NotNow {
-        what: format!("{instance} has no living process here"),
-        next: "`vpctl dev status` lists the instances".to_owned(),
-    };
-    let pid = status
-        .instances
-        .iter()
-        .find(|i| i.id == instance && i.alive)
-        .and_then(|i| i.pid)
-        .ok_or_else(gone)?;
+    let gone = || Failure::NotNow { what: format!("{instance} has no living process here"), next: "`vpctl dev status` lists the instances".to_owned() };
+    let pid = status.instances.iter().find(|i| i.id == instance && i.alive).and_then(|i| i.pid).ok_or_else(gone)?;
     let recorded = process::record(pid).ok_or_else(gone)?;
-    let trouble = |source| Failure::File {
-        path: format!("process {pid}"),
-        source,
-    };
+    let trouble = |source| Failure::File { path: format!("process {pid}"), source };
     let held = Held::adopt(&recorded).map_err(trouble)?.ok_or_else(gone)?;
     let started = Instant::now();
     held.kill().map_err(trouble)?;
@@ -194,15 +122,7 @@ async fn kill_silently(place: &Place, instance: &str) -> Result<Instant, Failure
 }
 
 /// Feeds `healing` until it is over, or until the time is.
-async fn watch(
-    cluster: &Cluster,
-    compute: &Compute,
-    screen: &Screen,
-    healing: &mut Healing,
-    before: &ClusterStatus,
-    started: Instant,
-    timeout: Duration,
-) {
+async fn watch(cluster: &Cluster, compute: &Compute, screen: &Screen, healing: &mut Healing, before: &ClusterStatus, started: Instant, timeout: Duration) {
     let (sender, mut seen) = mpsc::channel(64);
     let bars = screen.bars();
     let bar = spinner(&bars, "healing");
@@ -259,10 +179,7 @@ async fn watch_status(cluster: &Cluster, started: Instant, out: mpsc::Sender<See
     loop {
         ticks.tick().await;
         if let Ok(status) = cluster.status().await
-            && out
-                .send(Seen::Status(since(started), Box::new(status)))
-                .await
-                .is_err()
+            && out.send(Seen::Status(since(started), Box::new(status))).await.is_err()
         {
             return;
         }
@@ -298,12 +215,7 @@ async fn watch_plan(cluster: &Cluster, started: Instant, out: mpsc::Sender<Seen>
     }
 }
 
-async fn watch_instance(
-    compute: &Compute,
-    instance: String,
-    started: Instant,
-    out: mpsc::Sender<Seen>,
-) {
+async fn watch_instance(compute: &Compute, instance: String, started: Instant, out: mpsc::Sender<Seen>) {
     let mut ticks = every(LOOK_WIDE);
     loop {
         ticks.tick().await;
@@ -326,47 +238,24 @@ mod tests {
     use super::*;
 
     fn node(id: &str, lifecycle: &str, slots: &[(&str, u32)]) -> NodeStatus {
-        let slots = slots
-            .iter()
-            .map(|(role, index)| SlotRef {
-                role: (*role).to_owned(),
-                index: *index,
-            })
-            .collect();
-        NodeStatus {
-            instance_id: id.to_owned(),
-            lifecycle: lifecycle.to_owned(),
-            slots,
-            ..Default::default()
-        }
+        let slots = slots.iter().map(|(role, index)| SlotRef { role: (*role).to_owned(), index: *index }).collect();
+        NodeStatus { instance_id: id.to_owned(), lifecycle: lifecycle.to_owned(), slots, ..Default::default() }
     }
 
     fn cluster() -> ClusterStatus {
         let nodes = vec![
             node("i-3", "ready", &[("kafka", 1), ("stream", 1)]),
             node("i-2", "ready", &[("kafka", 2), ("zookeeper", 1)]),
-            node(
-                "i-1",
-                "lost",
-                &[("kafka", 3), ("zookeeper", 2), ("spark-worker", 1)],
-            ),
+            node("i-1", "lost", &[("kafka", 3), ("zookeeper", 2), ("spark-worker", 1)]),
         ];
-        ClusterStatus {
-            nodes,
-            ..Default::default()
-        }
+        ClusterStatus { nodes, ..Default::default() }
     }
 
     #[test]
     fn the_ready_node_with_most_slots_is_chosen_and_of_several_the_lowest_id() {
         assert_eq!(most_loaded(&cluster(), None).expect("one"), "i-2");
         assert_eq!(most_loaded(&cluster(), Some("stream")).expect("one"), "i-3");
-        assert_eq!(
-            most_loaded(&cluster(), Some("redis"))
-                .expect_err("none")
-                .exit_code(),
-            1
-        );
+        assert_eq!(most_loaded(&cluster(), Some("redis")).expect_err("none").exit_code(), 1);
     }
 
     #[test]

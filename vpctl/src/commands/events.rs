@@ -14,19 +14,10 @@ use crate::view::{self, json_line};
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Prints events after a revision. Following ends with Ctrl-C.
-pub async fn events(
-    cluster: &Cluster,
-    screen: &Screen,
-    format: Format,
-    follow: bool,
-    after: u64,
-) -> Result<u8, Failure> {
+pub async fn events(cluster: &Cluster, screen: &Screen, format: Format, follow: bool, after: u64) -> Result<u8, Failure> {
     let stop = tokio::signal::ctrl_c();
     tokio::pin!(stop);
-    let mut seen = Seen {
-        revision: after,
-        count_at_revision: 0,
-    };
+    let mut seen = Seen { revision: after, count_at_revision: 0 };
     let mut silent = true;
     loop {
         let one = tokio::select! {
@@ -53,18 +44,8 @@ struct Seen {
     count_at_revision: usize,
 }
 
-async fn stream_once(
-    cluster: &Cluster,
-    screen: &Screen,
-    format: Format,
-    follow: bool,
-    seen: &mut Seen,
-) -> Result<(), Failure> {
-    let after = if seen.count_at_revision > 0 {
-        seen.revision.saturating_sub(1)
-    } else {
-        seen.revision
-    };
+async fn stream_once(cluster: &Cluster, screen: &Screen, format: Format, follow: bool, seen: &mut Seen) -> Result<(), Failure> {
+    let after = if seen.count_at_revision > 0 { seen.revision.saturating_sub(1) } else { seen.revision };
     let mut skip = seen.count_at_revision;
     let again = seen.revision;
     let mut stream = cluster.events(after, follow).await?;
@@ -80,11 +61,7 @@ async fn stream_once(
             skip -= 1;
             continue;
         }
-        seen.count_at_revision = if event.revision == seen.revision {
-            seen.count_at_revision + 1
-        } else {
-            1
-        };
+        seen.count_at_revision = if event.revision == seen.revision { seen.count_at_revision + 1 } else { 1 };
         seen.revision = event.revision;
         match format {
             Format::Table | Format::Wide => screen.line(&line(&event, screen)),
@@ -94,39 +71,21 @@ async fn stream_once(
     Ok(())
 }
 
-async fn next(
-    stream: &mut tonic::Streaming<vp_proto::v1::Event>,
-) -> Result<Option<Event>, Failure> {
-    let next = stream
-        .message()
-        .await
-        .map_err(|s| Failure::Refused(format!("the stream of events broke: {}", s.message())))?;
+async fn next(stream: &mut tonic::Streaming<vp_proto::v1::Event>) -> Result<Option<Event>, Failure> {
+    let next = stream.message().await.map_err(|s| Failure::Refused(format!("the stream of events broke: {}", s.message())))?;
     Ok(next.map(Event::from))
 }
 
 /// One event for a person.
 pub fn line(event: &Event, screen: &Screen) -> String {
-    let time = screen.paint(
-        Tone::Dim,
-        &format!("{} {:>6}", moment(event.unix_ms), event.revision),
-    );
+    let time = screen.paint(Tone::Dim, &format!("{} {:>6}", moment(event.unix_ms), event.revision));
     let kind = format!("{:<18}", event.kind);
     let kind = screen.paint(tone(&event.kind), &kind);
-    format!("{time}  {kind} {:<22} {}", event.subject, event.detail)
-        .trim_end()
-        .to_owned()
+    format!("{time}  {kind} {:<22} {}", event.subject, event.detail).trim_end().to_owned()
 }
 
 fn tone(kind: &str) -> Tone {
-    let bad = [
-        "lost",
-        "refused",
-        "fenced",
-        "abandoned",
-        "failed",
-        "alarm",
-        "brake",
-    ];
+    let bad = ["lost", "refused", "fenced", "abandoned", "failed", "alarm", "brake"];
     let good = ["healthy", "joined", "returned", "founded"];
     if bad.iter().any(|w| kind.contains(w)) {
         Tone::Bad

@@ -19,17 +19,9 @@ pub async fn plan(cluster: &Cluster, screen: &Screen, format: Format) -> Result<
 }
 
 fn plan_text(plan: &Plan, screen: &Screen) -> String {
-    let mut text = format!(
-        "{}  at revision {}\n",
-        screen.paint(Tone::Bold, "PLAN"),
-        plan.revision
-    );
+    let mut text = format!("{}  at revision {}\n", screen.paint(Tone::Bold, "PLAN"), plan.revision);
     if plan.actions.is_empty() {
-        text.push_str(if plan.gates.is_empty() {
-            "  nothing to do: everything is as wanted\n"
-        } else {
-            "  nothing can be done now\n"
-        });
+        text.push_str(if plan.gates.is_empty() { "  nothing to do: everything is as wanted\n" } else { "  nothing can be done now\n" });
     }
     for action in &plan.actions {
         text.push_str(&format!("  {action}\n"));
@@ -43,30 +35,15 @@ fn gates(gates: &[Gate], screen: &Screen) -> String {
     }
     let mut table = Table::new(&["WANTED", "CLOSED BY", "OPENS WHEN"]).indented(2);
     for gate in gates {
-        table.row(vec![
-            gate.subject.as_str().into(),
-            gate.closed_by.as_str().into(),
-            gate.opens_when.as_str().into(),
-        ]);
+        table.row(vec![gate.subject.as_str().into(), gate.closed_by.as_str().into(), gate.opens_when.as_str().into()]);
     }
-    format!(
-        "\n{}\n{}",
-        screen.paint(Tone::Bold, "WAITING"),
-        table.render(screen)
-    )
+    format!("\n{}\n{}", screen.paint(Tone::Bold, "WAITING"), table.render(screen))
 }
 
 /// Prints all that is known of one slot.
-pub async fn explain(
-    cluster: &Cluster,
-    screen: &Screen,
-    format: Format,
-    slot: &str,
-) -> Result<u8, Failure> {
+pub async fn explain(cluster: &Cluster, screen: &Screen, format: Format, slot: &str) -> Result<u8, Failure> {
     let explanation = Explanation::from(cluster.explain(slot_ref(slot)?).await?);
-    view::show(screen, format, &explanation, |e| {
-        explanation_text(e, screen)
-    })?;
+    view::show(screen, format, &explanation, |e| explanation_text(e, screen))?;
     Ok(0)
 }
 
@@ -97,17 +74,8 @@ fn explanation_text(explanation: &Explanation, screen: &Screen) -> String {
 /// `spark-worker-2` is role `spark-worker`, index 2.
 pub fn slot_ref(name: &str) -> Result<SlotRef, Failure> {
     let parts = name.rsplit_once('-').filter(|(role, _)| !role.is_empty());
-    let parts = parts.and_then(|(role, index)| {
-        Some(SlotRef {
-            role: role.to_owned(),
-            index: index.parse().ok()?,
-        })
-    });
-    parts.ok_or_else(|| {
-        Failure::Usage(format!(
-            "{name:?} is not a slot: ROLE-INDEX is, e.g. kafka-2 (`vpctl roles` lists them)"
-        ))
-    })
+    let parts = parts.and_then(|(role, index)| Some(SlotRef { role: role.to_owned(), index: index.parse().ok()? }));
+    parts.ok_or_else(|| Failure::Usage(format!("{name:?} is not a slot: ROLE-INDEX is, e.g. kafka-2 (`vpctl roles` lists them)")))
 }
 
 #[cfg(test)]
@@ -125,29 +93,14 @@ mod tests {
 
     #[test]
     fn an_empty_plan_says_so_in_words() {
-        let plan = Plan {
-            revision: 9,
-            actions: vec![],
-            gates: vec![],
-        };
-        assert_eq!(
-            plan_text(&plan, &Screen::plain()),
-            "PLAN  at revision 9\n  nothing to do: everything is as wanted\n"
-        );
+        let plan = Plan { revision: 9, actions: vec![], gates: vec![] };
+        assert_eq!(plan_text(&plan, &Screen::plain()), "PLAN  at revision 9\n  nothing to do: everything is as wanted\n");
     }
 
     #[test]
     fn a_closed_gate_says_what_opens_it() {
-        let gate = Gate {
-            subject: "kafka-2".to_owned(),
-            closed_by: "no proof".to_owned(),
-            opens_when: "EC2 says terminated".to_owned(),
-        };
-        let plan = Plan {
-            revision: 9,
-            actions: vec![],
-            gates: vec![gate],
-        };
+        let gate = Gate { subject: "kafka-2".to_owned(), closed_by: "no proof".to_owned(), opens_when: "EC2 says terminated".to_owned() };
+        let plan = Plan { revision: 9, actions: vec![], gates: vec![gate] };
         let golden = "PLAN  at revision 9\n  nothing can be done now\n\nWAITING\n  WANTED   CLOSED BY  OPENS WHEN\n  kafka-2  no proof   EC2 says terminated\n";
         assert_eq!(plan_text(&plan, &Screen::plain()), golden);
     }

@@ -25,36 +25,17 @@ pub struct Target {
 impl Target {
     /// A node and the slots it holds.
     pub fn node(node: &NodeStatus, status: &ClusterStatus) -> Self {
-        let held = status
-            .slots
-            .iter()
-            .filter(|s| s.instance_id == node.instance_id);
-        let slots = held
-            .filter_map(|s| Some((s.slot.as_ref()?.to_string(), s.generation)))
-            .collect();
+        let held = status.slots.iter().filter(|s| s.instance_id == node.instance_id);
+        let slots = held.filter_map(|s| Some((s.slot.as_ref()?.to_string(), s.generation))).collect();
         let what = format!("{} ({}, {})", node.instance_id, node.zone, node.address);
-        Self {
-            instance: node.instance_id.clone(),
-            what,
-            slots,
-            coordinator: None,
-        }
+        Self { instance: node.instance_id.clone(), what, slots, coordinator: None }
     }
 
     /// The instance of a coordinator; it holds no slot.
     pub fn coordinator(one: &CoordinatorStatus) -> Self {
-        let role = if one.leader {
-            "coordinator and leader"
-        } else {
-            "coordinator"
-        };
+        let role = if one.leader { "coordinator and leader" } else { "coordinator" };
         let what = format!("{} ({role} {}, {})", one.instance_id, one.id, one.zone);
-        Self {
-            instance: one.instance_id.clone(),
-            what,
-            slots: BTreeMap::new(),
-            coordinator: Some(one.id),
-        }
+        Self { instance: one.instance_id.clone(), what, slots: BTreeMap::new(), coordinator: Some(one.id) }
     }
 }
 
@@ -123,31 +104,17 @@ pub struct Healing {
 }
 
 fn ready(status: &ClusterStatus) -> usize {
-    status
-        .nodes
-        .iter()
-        .filter(|n| n.lifecycle == "ready")
-        .count()
+    status.nodes.iter().filter(|n| n.lifecycle == "ready").count()
 }
 
 fn reachable(status: &ClusterStatus) -> usize {
-    status
-        .coordinators
-        .iter()
-        .filter(|c| c.reachable || c.leader)
-        .count()
+    status.coordinators.iter().filter(|c| c.reachable || c.leader).count()
 }
 
 impl Healing {
     /// The account before anything was seen; `before` is the cluster as it was.
     pub fn new(target: Target, before: &ClusterStatus, silent: bool) -> Self {
-        let blank = |slot: &String| SlotHealing {
-            slot: slot.clone(),
-            to: None,
-            placed_ms: None,
-            healthy_ms: None,
-            proof: None,
-        };
+        let blank = |slot: &String| SlotHealing { slot: slot.clone(), to: None, placed_ms: None, healthy_ms: None, proof: None };
         Self {
             slots: target.slots.keys().map(|s| (s.clone(), blank(s))).collect(),
             leader_was_target: target.coordinator.is_some_and(|id| id == before.leader_id),
@@ -198,10 +165,7 @@ impl Healing {
     pub fn saw_plan(&mut self, at_ms: u64, plan: &PlanReport) {
         for gate in &plan.gates {
             let key = (gate.subject.clone(), gate.closed_by.clone());
-            self.waits
-                .entry(key)
-                .and_modify(|(_, last)| *last = at_ms)
-                .or_insert((at_ms, at_ms));
+            self.waits.entry(key).and_modify(|(_, last)| *last = at_ms).or_insert((at_ms, at_ms));
         }
     }
 
@@ -221,9 +185,7 @@ impl Healing {
             let Some(slot) = self.slots.get_mut(&name) else {
                 continue;
             };
-            let moved = raw.generation > *before
-                && !raw.instance_id.is_empty()
-                && raw.instance_id != self.target.instance;
+            let moved = raw.generation > *before && !raw.instance_id.is_empty() && raw.instance_id != self.target.instance;
             if !moved {
                 continue;
             }
@@ -246,11 +208,7 @@ impl Healing {
     }
 
     fn saw_node(&mut self, at_ms: u64, status: &ClusterStatus) {
-        let lifecycle = status
-            .nodes
-            .iter()
-            .find(|n| n.instance_id == self.target.instance)
-            .map(|n| n.lifecycle.as_str());
+        let lifecycle = status.nodes.iter().find(|n| n.instance_id == self.target.instance).map(|n| n.lifecycle.as_str());
         match lifecycle {
             Some("lost") => _ = self.detected_ms.get_or_insert(at_ms),
             Some("fenced" | "gone") | None => {
@@ -262,10 +220,7 @@ impl Healing {
     }
 
     fn saw_coordinators(&mut self, at_ms: u64, id: u64, status: &ClusterStatus) {
-        let missed = status
-            .coordinators
-            .iter()
-            .any(|c| c.id == id && !c.reachable && !c.leader);
+        let missed = status.coordinators.iter().any(|c| c.id == id && !c.reachable && !c.leader);
         let led_by_another = status.leader_id != 0 && status.leader_id != id;
         if missed || self.leader_was_target && status.leader_id != id {
             self.detected_ms.get_or_insert(at_ms);
@@ -280,39 +235,27 @@ impl Healing {
         if self.detected_ms.is_none() {
             missing.push("the cluster has not noticed that the instance is gone".to_owned());
         }
+        if self.detected_ms.is_some() && self.fenced_ms.is_none() && self.target.coordinator.is_none() {
+            missing.push("there is no proof yet that the old instance is gone".to_owned());
+        }
         if status.leader_id == 0 {
             missing.push("no coordinator leads".to_owned());
         }
         for slot in self.slots.values() {
-            let phase = status
-                .slots
-                .iter()
-                .find(|s| s.slot.as_ref().is_some_and(|r| r.to_string() == slot.slot));
-            let message = phase
-                .map(|s| s.message.as_str())
-                .filter(|m| !m.is_empty())
-                .map(|m| format!(": {m}"))
-                .unwrap_or_default();
+            let phase = status.slots.iter().find(|s| s.slot.as_ref().is_some_and(|r| r.to_string() == slot.slot));
+            let message = phase.map(|s| s.message.as_str()).filter(|m| !m.is_empty()).map(|m| format!(": {m}")).unwrap_or_default();
             match (slot.placed_ms, slot.healthy_ms) {
                 (None, _) => missing.push(format!("{} has no new holder{message}", slot.slot)),
-                (Some(_), None) => {
-                    missing.push(format!("{} is not healthy yet{message}", slot.slot))
-                }
+                (Some(_), None) => missing.push(format!("{} is not healthy yet{message}", slot.slot)),
                 _ => {}
             }
         }
         let (coordinators, nodes) = (reachable(status), ready(status));
         if coordinators < self.reachable_before {
-            missing.push(format!(
-                "{coordinators} of {} coordinators are reachable",
-                self.reachable_before
-            ));
+            missing.push(format!("{coordinators} of {} coordinators are reachable", self.reachable_before));
         }
         if nodes < self.ready_before {
-            missing.push(format!(
-                "{nodes} of {} nodes are ready: the replacement has not joined",
-                self.ready_before
-            ));
+            missing.push(format!("{nodes} of {} nodes are ready: the replacement has not joined", self.ready_before));
         }
         if health_code(status.health()) > self.health_before {
             missing.extend(status.reasons.iter().cloned());
@@ -330,33 +273,19 @@ impl Healing {
 
     /// How far it is, for a person who waits.
     pub fn stage(&self) -> String {
-        let placed = self
-            .slots
-            .values()
-            .filter(|s| s.placed_ms.is_some())
-            .count();
-        let healthy = self
-            .slots
-            .values()
-            .filter(|s| s.healthy_ms.is_some())
-            .count();
+        let placed = self.slots.values().filter(|s| s.placed_ms.is_some()).count();
+        let healthy = self.slots.values().filter(|s| s.healthy_ms.is_some()).count();
         let all = self.slots.len();
         match (self.detected_ms, self.fenced_ms, self.target.coordinator) {
             (None, ..) => "killed; not detected yet".to_owned(),
-            (Some(_), _, Some(_)) => self
-                .missing
-                .first()
-                .map_or_else(|| "restored".to_owned(), |m| format!("detected; {m}")),
+            (Some(_), _, Some(_)) => self.missing.first().map_or_else(|| "restored".to_owned(), |m| format!("detected; {m}")),
             (Some(_), None, None) => {
                 format!("detected; {placed} of {all} slots placed, waiting for proof")
             }
             (Some(_), Some(_), None) if healthy < all => {
                 format!("fenced; {placed} of {all} slots placed, {healthy} healthy")
             }
-            _ => self
-                .missing
-                .first()
-                .map_or_else(|| "restored".to_owned(), |m| format!("healthy; {m}")),
+            _ => self.missing.first().map_or_else(|| "restored".to_owned(), |m| format!("healthy; {m}")),
         }
     }
 
@@ -367,10 +296,7 @@ impl Healing {
             if self.target.coordinator.is_some() {
                 return None;
             }
-            slots
-                .iter()
-                .map(of)
-                .try_fold(self.detected_ms?, |latest, one| Some(latest.max(one?)))
+            slots.iter().map(of).try_fold(self.detected_ms?, |latest, one| Some(latest.max(one?)))
         };
         let wait = |((subject, closed_by), (from, to)): (&(String, String), &(u64, u64))| Wait {
             subject: subject.clone(),
@@ -390,11 +316,7 @@ impl Healing {
             led_ms: self.led_ms,
             restored_ms: self.restored_ms,
             waits: self.waits.iter().map(wait).collect(),
-            missing: if self.restored_ms.is_some() {
-                Vec::new()
-            } else {
-                self.missing.clone()
-            },
+            missing: if self.restored_ms.is_some() { Vec::new() } else { self.missing.clone() },
             slots,
         }
     }

@@ -10,77 +10,35 @@ const PLACED_BUDGET_MS: u64 = 10_000;
 
 /// The report as text.
 pub fn text(report: &Report, screen: &Screen) -> String {
-    let how = if report.silent {
-        "SIGKILL, nobody told"
-    } else {
-        "terminated through EC2"
-    };
-    let mut text = format!(
-        "{}\n  killed: {how}\n\n",
-        screen.paint(Tone::Bold, &report.what)
-    );
+    let how = if report.silent { "SIGKILL, nobody told" } else { "terminated through EC2" };
+    let mut text = format!("{}\n  killed: {how}\n\n", screen.paint(Tone::Bold, &report.what));
     let mut table = Table::new(&["STAGE", "AFTER", "MEANING"]).indented(2);
     let mut stage = |name: &str, at: Option<u64>, meaning: &str| {
         let at = at.map_or_else(|| Cell::new(Tone::Bad, "not seen"), |at| span(at).into());
         table.row(vec![name.into(), at, meaning.into()]);
     };
     stage("detected", report.detected_ms, "the cluster knows");
-    stage(
-        "terminated",
-        report.terminated_ms,
-        "EC2: no process of it is left",
-    );
+    stage("terminated", report.terminated_ms, "EC2: no process of it is left");
     if report.led_ms.is_some() {
         stage("led", report.led_ms, "another coordinator leads");
     }
     if !report.slots.is_empty() {
-        stage(
-            "fenced",
-            report.fenced_ms,
-            "the old holder is proven to be gone",
-        );
-        let within = if report.placed_ms.is_some_and(|ms| ms <= PLACED_BUDGET_MS) {
-            "within"
-        } else {
-            "over"
-        };
-        stage(
-            "placed",
-            report.placed_ms,
-            &format!(
-                "every slot has a new holder ({within} the budget of {})",
-                span(PLACED_BUDGET_MS)
-            ),
-        );
+        stage("fenced", report.fenced_ms, "the old holder is proven to be gone");
+        let within = if report.placed_ms.is_some_and(|ms| ms <= PLACED_BUDGET_MS) { "within" } else { "over" };
+        stage("placed", report.placed_ms, &format!("every slot has a new holder ({within} the budget of {})", span(PLACED_BUDGET_MS)));
         stage("healthy", report.healthy_ms, "every slot serves again");
     }
-    stage(
-        "restored",
-        report.restored_ms,
-        "the cluster tolerates as much as before",
-    );
+    stage("restored", report.restored_ms, "the cluster tolerates as much as before");
     text.push_str(&table.render(screen));
     if !report.slots.is_empty() {
-        text.push_str(&format!(
-            "\n{}\n{}",
-            screen.paint(Tone::Bold, "SLOTS"),
-            slots(report, screen)
-        ));
+        text.push_str(&format!("\n{}\n{}", screen.paint(Tone::Bold, "SLOTS"), slots(report, screen)));
     }
     let mut waits = Table::new(&["WANTED", "CLOSED BY", "WAITED"]).indented(2);
     for wait in &report.waits {
-        waits.row(vec![
-            wait.subject.as_str().into(),
-            wait.closed_by.as_str().into(),
-            span(wait.waited_ms).into(),
-        ]);
+        waits.row(vec![wait.subject.as_str().into(), wait.closed_by.as_str().into(), span(wait.waited_ms).into()]);
     }
     if !report.waits.is_empty() {
-        text.push_str(&format!(
-            "\n{}\n{}",
-            screen.paint(Tone::Bold, "WAITS OF GATES (part of the times above)"),
-            waits.render(screen)
-        ));
+        text.push_str(&format!("\n{}\n{}", screen.paint(Tone::Bold, "WAITS OF GATES (part of the times above)"), waits.render(screen)));
     }
     if !report.missing.is_empty() {
         text.push_str(&format!("\n{}\n", screen.paint(Tone::Bad, "NOT RESTORED")));
@@ -94,18 +52,10 @@ pub fn text(report: &Report, screen: &Screen) -> String {
 fn slots(report: &Report, screen: &Screen) -> String {
     let mut table = Table::new(&["SLOT", "TO", "PLACED", "HEALTHY", "PROOF"]).indented(2);
     for slot in &report.slots {
-        let after = |at: Option<u64>| {
-            at.map_or_else(|| Cell::new(Tone::Bad, "not yet"), |at| span(at).into())
-        };
+        let after = |at: Option<u64>| at.map_or_else(|| Cell::new(Tone::Bad, "not yet"), |at| span(at).into());
         let to = slot.to.clone().unwrap_or_else(|| "nowhere".to_owned());
         let proof = slot.proof.clone().unwrap_or_default();
-        table.row(vec![
-            slot.slot.as_str().into(),
-            to.into(),
-            after(slot.placed_ms),
-            after(slot.healthy_ms),
-            proof.into(),
-        ]);
+        table.row(vec![slot.slot.as_str().into(), to.into(), after(slot.placed_ms), after(slot.healthy_ms), proof.into()]);
     }
     table.render(screen)
 }
@@ -135,12 +85,7 @@ mod tests {
                 healthy_ms: None,
                 proof: Some("terminated".to_owned()),
             }],
-            waits: vec![Wait {
-                subject: "kafka-1".to_owned(),
-                closed_by: "its session lives".to_owned(),
-                from_ms: 6_300,
-                waited_ms: 5_000,
-            }],
+            waits: vec![Wait { subject: "kafka-1".to_owned(), closed_by: "its session lives".to_owned(), from_ms: 6_300, waited_ms: 5_000 }],
             missing: vec!["kafka-1 is not healthy yet".to_owned()],
         };
         let golden = "\

@@ -18,22 +18,13 @@ use crate::view::units::{moment, now_unix_ms, size, span};
 const AT_ONCE: usize = 8;
 
 /// Runs one of the `jobs` commands.
-pub async fn jobs(
-    pipeline: &Pipeline,
-    screen: &Screen,
-    format: Format,
-    command: JobsCommand,
-) -> Result<u8, Failure> {
+pub async fn jobs(pipeline: &Pipeline, screen: &Screen, format: Format, command: JobsCommand) -> Result<u8, Failure> {
     match command {
         JobsCommand::List { limit } => list(pipeline, screen, format, limit).await,
         JobsCommand::Show { job } => {
             let job = results::read(pipeline, &results::named(pipeline, &job).await?).await?;
             view::show(screen, format, &job, |job| show_text(job, screen))?;
-            Ok(if job.state == "failed" {
-                EXIT_FAILED
-            } else {
-                0
-            })
+            Ok(if job.state == "failed" { EXIT_FAILED } else { 0 })
         }
         JobsCommand::Fetch { job, output } => {
             let job = results::named(pipeline, &job).await?;
@@ -43,9 +34,7 @@ pub async fn jobs(
             }
             let written = results::download(pipeline, &job, &output).await?;
             let paths: Vec<String> = written.iter().map(|p| p.display().to_string()).collect();
-            view::show(screen, format, &paths, |paths| {
-                paths.iter().map(|p| format!("verified  {p}\n")).collect()
-            })?;
+            view::show(screen, format, &paths, |paths| paths.iter().map(|p| format!("verified  {p}\n")).collect())?;
             Ok(0)
         }
         JobsCommand::Cancel { job } => cancel(pipeline, screen, &job).await,
@@ -54,35 +43,17 @@ pub async fn jobs(
 }
 
 fn not_done(job: &Job) -> Failure {
-    let why = job
-        .reason
-        .as_deref()
-        .map(|r| format!(": {r}"))
-        .unwrap_or_default();
-    let next = if job.is_over() {
-        format!("`vpctl jobs retry {}` submits it again", job.job)
-    } else {
-        format!("`vpctl jobs show {}` shows how far it is", job.job)
-    };
-    Failure::NotNow {
-        what: format!("job {} is {}{why}", job.job, job.state),
-        next,
-    }
+    let why = job.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+    let next =
+        if job.is_over() { format!("`vpctl jobs retry {}` submits it again", job.job) } else { format!("`vpctl jobs show {}` shows how far it is", job.job) };
+    Failure::NotNow { what: format!("job {} is {}{why}", job.job, job.state), next }
 }
 
-async fn list(
-    pipeline: &Pipeline,
-    screen: &Screen,
-    format: Format,
-    limit: usize,
-) -> Result<u8, Failure> {
+async fn list(pipeline: &Pipeline, screen: &Screen, format: Format, limit: usize) -> Result<u8, Failure> {
     let ids = results::newest(pipeline, limit).await?;
-    let reads =
-        futures::stream::iter(ids).map(|id| async move { results::read(pipeline, &id).await });
+    let reads = futures::stream::iter(ids).map(|id| async move { results::read(pipeline, &id).await });
     let jobs: Vec<Job> = reads.buffered(AT_ONCE).try_collect().await?;
-    view::show(screen, format, &jobs, |jobs| {
-        list_text(jobs, screen, now_unix_ms())
-    })?;
+    view::show(screen, format, &jobs, |jobs| list_text(jobs, screen, now_unix_ms()))?;
     Ok(0)
 }
 
@@ -90,18 +61,10 @@ fn list_text(jobs: &[Job], screen: &Screen, now_unix_ms: u64) -> String {
     if jobs.is_empty() {
         return "no jobs yet: `vpctl submit FILE` makes one\n".to_owned();
     }
-    let mut table = Table::new(&[
-        "JOB", "STATE", "SEGMENTS", "AGE", "FILE", "SIZE", "RECIPE", "REASON",
-    ]);
+    let mut table = Table::new(&["JOB", "STATE", "SEGMENTS", "AGE", "FILE", "SIZE", "RECIPE", "REASON"]);
     for job in jobs {
-        let segments = job
-            .segments_total
-            .filter(|_| !job.is_over())
-            .map(|total| format!("{} of {total}", job.segments_done));
-        let age = job
-            .submitted_unix_ms
-            .map(|at| span(now_unix_ms.saturating_sub(at)))
-            .unwrap_or_default();
+        let segments = job.segments_total.filter(|_| !job.is_over()).map(|total| format!("{} of {total}", job.segments_done));
+        let age = job.submitted_unix_ms.map(|at| span(now_unix_ms.saturating_sub(at))).unwrap_or_default();
         table.row(vec![
             job.job.as_str().into(),
             state(job),
@@ -134,60 +97,20 @@ fn show_text(job: &Job, screen: &Screen) -> String {
         }
     };
     row("job", Some(job.job.clone()));
-    row(
-        "state",
-        Some(if job.cancel_requested {
-            format!("{}, cancellation asked for", job.state)
-        } else {
-            job.state.clone()
-        }),
-    );
+    row("state", Some(if job.cancel_requested { format!("{}, cancellation asked for", job.state) } else { job.state.clone() }));
     row("reason", job.reason.clone());
-    row(
-        "source",
-        job.bucket
-            .as_ref()
-            .zip(job.key.as_ref())
-            .map(|(b, k)| format!("s3://{b}/{k}")),
-    );
+    row("source", job.bucket.as_ref().zip(job.key.as_ref()).map(|(b, k)| format!("s3://{b}/{k}")));
     row("size", job.bytes.map(size));
     row("recipe", job.recipe.clone());
-    row(
-        "submitted",
-        job.submitted_unix_ms
-            .map(|at| format!("{} UTC", moment(at))),
-    );
-    row(
-        "segments",
-        job.segments_total
-            .map(|total| format!("{} of {total}", job.segments_done)),
-    );
-    row(
-        "closed",
-        job.closed_unix_ms.map(|at| format!("{} UTC", moment(at))),
-    );
-    row(
-        "took",
-        job.submitted_unix_ms
-            .zip(job.closed_unix_ms)
-            .map(|(from, to)| span(to.saturating_sub(from))),
-    );
+    row("submitted", job.submitted_unix_ms.map(|at| format!("{} UTC", moment(at))));
+    row("segments", job.segments_total.map(|total| format!("{} of {total}", job.segments_done)));
+    row("closed", job.closed_unix_ms.map(|at| format!("{} UTC", moment(at))));
+    row("took", job.submitted_unix_ms.zip(job.closed_unix_ms).map(|(from, to)| span(to.saturating_sub(from))));
     for output in &job.outputs {
-        row(
-            "output",
-            Some(format!(
-                "{}  {}  sha256 {}",
-                output.name,
-                size(output.bytes),
-                output.sha256
-            )),
-        );
+        row("output", Some(format!("{}  {}  sha256 {}", output.name, size(output.bytes), output.sha256)));
     }
     // The heading of this table is empty; its line is dropped.
-    table
-        .render(screen)
-        .trim_start_matches(['\n', ' '])
-        .to_owned()
+    table.render(screen).trim_start_matches(['\n', ' ']).to_owned()
 }
 
 #[derive(Debug, Serialize)]
@@ -200,72 +123,38 @@ async fn cancel(pipeline: &Pipeline, screen: &Screen, name: &str) -> Result<u8, 
     let id = results::named(pipeline, name).await?;
     let job = results::read(pipeline, &id).await?;
     if job.is_over() {
-        screen.line(&format!(
-            "job {id} is {} already: nothing to cancel",
-            job.state
-        ));
+        screen.line(&format!("job {id} is {} already: nothing to cancel", job.state));
         return Ok(0);
     }
-    let record = CancelRecord {
-        job: &id,
-        requested_unix_ms: now_unix_ms(),
-    };
+    let record = CancelRecord { job: &id, requested_unix_ms: now_unix_ms() };
     let body = view::json_line(&record)?;
-    match pipeline
-        .store
-        .put_if_absent(
-            &pipeline.results,
-            &keys::cancel(&id),
-            body.into(),
-            "application/json",
-        )
-        .await
-    {
+    match pipeline.store.put_if_absent(&pipeline.results, &keys::cancel(&id), body.into(), "application/json").await {
         Ok(_) => {}
         // Asked for before: that is what is wanted.
         Err(error) if error.is_precondition_failed() => {}
         Err(error) => return Err(error.into()),
     }
-    screen.line(&format!(
-        "job {id}: cancellation asked for; `vpctl jobs show {id}` shows when it is"
-    ));
+    screen.line(&format!("job {id}: cancellation asked for; `vpctl jobs show {id}` shows when it is"));
     Ok(0)
 }
 
-async fn retry(
-    pipeline: &Pipeline,
-    screen: &Screen,
-    format: Format,
-    name: &str,
-    wait: bool,
-) -> Result<u8, Failure> {
+async fn retry(pipeline: &Pipeline, screen: &Screen, format: Format, name: &str, wait: bool) -> Result<u8, Failure> {
     let id = results::named(pipeline, name).await?;
     let old = results::read(pipeline, &id).await?;
     if !old.is_over() {
         let next = format!("wait for it, or `vpctl jobs cancel {id}` first");
-        return Err(Failure::NotNow {
-            what: format!("job {id} is {}: it is not over yet", old.state),
-            next,
-        });
+        return Err(Failure::NotNow { what: format!("job {id} is {}: it is not over yet", old.state), next });
     }
     let (Some(bucket), Some(key), Some(recipe)) = (&old.bucket, &old.key, &old.recipe) else {
-        return Err(Failure::Malformed {
-            what: format!("job {id}"),
-            reason: "its record does not say where its video is".to_owned(),
-        });
+        return Err(Failure::Malformed { what: format!("job {id}"), reason: "its record does not say where its video is".to_owned() });
     };
     let file = key.rsplit('/').next().unwrap_or(key);
     let fresh = format!("{}/{file}", uuid::Uuid::new_v4());
-    let etag = pipeline
-        .store
-        .copy(bucket, key, &pipeline.uploads, &fresh)
-        .await?;
+    let etag = pipeline.store.copy(bucket, key, &pipeline.uploads, &fresh).await?;
     let new = JobId::of(&pipeline.uploads, &fresh, &etag, recipe);
     if !wait {
         let answer = serde_json::json!({"job": new, "retry_of": id, "key": fresh});
-        view::show(screen, format, &answer, |_| {
-            format!("job {new} is {id} again; `vpctl jobs show {new}` shows how far it is\n")
-        })?;
+        view::show(screen, format, &answer, |_| format!("job {new} is {id} again; `vpctl jobs show {new}` shows how far it is\n"))?;
         return Ok(0);
     }
     let bars = screen.bars();
@@ -308,11 +197,7 @@ mod tests {
     fn a_list_shows_progress_only_while_there_is_some() {
         let mut failed = job("failed");
         failed.reason = Some("it is not a video".to_owned());
-        let text = list_text(
-            &[job("processing"), failed],
-            &Screen::plain(),
-            1_795_464_909_123,
-        );
+        let text = list_text(&[job("processing"), failed], &Screen::plain(), 1_795_464_909_123);
         let golden = "\
 JOB                   STATE       SEGMENTS  AGE    FILE      SIZE     RECIPE   REASON
 0123456789abcdef0123  processing  3 of 12   5.0 s  clip.mp4  4.0 MiB  default

@@ -17,9 +17,7 @@ const EVERY: Duration = Duration::from_secs(1);
 pub async fn status(cluster: &Cluster, screen: &Screen, format: Format) -> Result<u8, Failure> {
     let raw = cluster.status().await?;
     let code = model::health_code(raw.health());
-    view::show(screen, format, &model::Status::from(raw), |s| {
-        view::status::screen(s, screen, format == Format::Wide)
-    })?;
+    view::show(screen, format, &model::Status::from(raw), |s| view::status::screen(s, screen, format == Format::Wide))?;
     Ok(code)
 }
 
@@ -39,18 +37,12 @@ pub async fn watch(cluster: &Cluster, screen: &Screen, format: Format) -> Result
             _ = &mut stop => return Ok(code),
             answer = cluster.status() => answer,
         };
-        code = answer
-            .as_ref()
-            .map_or(EXIT_FAILED, |raw| model::health_code(raw.health()));
+        code = answer.as_ref().map_or(EXIT_FAILED, |raw| model::health_code(raw.health()));
         show_again(answer, screen, format)?;
     }
 }
 
-fn show_again(
-    answer: Result<ClusterStatus, Failure>,
-    screen: &Screen,
-    format: Format,
-) -> Result<(), Failure> {
+fn show_again(answer: Result<ClusterStatus, Failure>, screen: &Screen, format: Format) -> Result<(), Failure> {
     if matches!(format, Format::Json | Format::Yaml) {
         // A line an answer, so that a program can read the stream; a miss is told beside it.
         match answer {
@@ -70,11 +62,9 @@ fn show_again(
 /// The nodes.
 pub async fn nodes(cluster: &Cluster, screen: &Screen, format: Format) -> Result<u8, Failure> {
     let status = model::Status::from(cluster.status().await?);
-    view::show(screen, format, &status.nodes, |nodes| {
-        match nodes.is_empty() {
-            true => "no node has joined yet\n".to_owned(),
-            false => view::status::nodes(nodes, screen, format == Format::Wide),
-        }
+    view::show(screen, format, &status.nodes, |nodes| match nodes.is_empty() {
+        true => "no node has joined yet\n".to_owned(),
+        false => view::status::nodes(nodes, screen, format == Format::Wide),
     })?;
     Ok(0)
 }
@@ -82,16 +72,7 @@ pub async fn nodes(cluster: &Cluster, screen: &Screen, format: Format) -> Result
 /// The services and their slots.
 pub async fn roles(cluster: &Cluster, screen: &Screen, format: Format) -> Result<u8, Failure> {
     let status = model::Status::from(cluster.status().await?);
-    let answer = model::Roles {
-        services: status.services,
-        slots: status.slots,
-    };
-    view::show(screen, format, &answer, |roles| {
-        format!(
-            "{}\n{}",
-            view::status::services(&roles.services, screen),
-            view::status::slots(&roles.slots, screen)
-        )
-    })?;
+    let answer = model::Roles { services: status.services, slots: status.slots };
+    view::show(screen, format, &answer, |roles| format!("{}\n{}", view::status::services(&roles.services, screen), view::status::slots(&roles.slots, screen)))?;
     Ok(0)
 }

@@ -24,12 +24,7 @@ use crate::terminal::Screen;
 
 /// Runs the command; the number is the exit code of an answer.
 pub async fn run(arguments: Arguments, screen: &Screen) -> Result<u8, Failure> {
-    let Arguments {
-        place: flags,
-        format,
-        command,
-        ..
-    } = arguments;
+    let Arguments { place: flags, format, command, .. } = arguments;
     let place = Place::find(&flags);
     let cluster = || -> Result<Cluster, Failure> { Ok(Cluster::new(place.coordinators()?)) };
     match command {
@@ -37,23 +32,12 @@ pub async fn run(arguments: Arguments, screen: &Screen) -> Result<u8, Failure> {
         Command::Status { watch: true } => look::watch(&cluster()?, screen, format).await,
         Command::Nodes => look::nodes(&cluster()?, screen, format).await,
         Command::Roles => look::roles(&cluster()?, screen, format).await,
-        Command::Events { follow, after } => {
-            events::events(&cluster()?, screen, format, follow, after).await
-        }
+        Command::Events { follow, after } => events::events(&cluster()?, screen, format, follow, after).await,
         Command::Plan => explain::plan(&cluster()?, screen, format).await,
         Command::Explain { slot } => explain::explain(&cluster()?, screen, format, &slot).await,
-        Command::Drain {
-            node,
-            undo,
-            wait,
-            timeout,
-        } => drain::drain(&cluster()?, screen, &node, undo, wait, timeout).await,
-        Command::Submit(words) => {
-            submit::submit(&place.pipeline().await?, screen, format, words).await
-        }
-        Command::Jobs { command } => {
-            jobs::jobs(&place.pipeline().await?, screen, format, command).await
-        }
+        Command::Drain { node, undo, wait, timeout } => drain::drain(&cluster()?, screen, &node, undo, wait, timeout).await,
+        Command::Submit(words) => submit::submit(&place.pipeline().await?, screen, format, words).await,
+        Command::Jobs { command } => jobs::jobs(&place.pipeline().await?, screen, format, command).await,
         Command::Drill(words) => drill::drill(&place, &cluster()?, screen, format, words).await,
         Command::Dev { command } => dev::dev(&flags, screen, format, command).await,
         Command::Completion { shell } => {

@@ -47,10 +47,7 @@ impl Job {
 /// Reads everything known of a job. A job nobody has taken yet is `submitted`.
 pub async fn read(pipeline: &Pipeline, job: &JobId) -> Result<Job, Failure> {
     let (submitted_key, closed_key) = (keys::submitted(job), keys::closed(job));
-    let (submitted, closed) = tokio::try_join!(
-        fetch::<Submitted>(pipeline, &submitted_key),
-        fetch::<Closed>(pipeline, &closed_key)
-    )?;
+    let (submitted, closed) = tokio::try_join!(fetch::<Submitted>(pipeline, &submitted_key), fetch::<Closed>(pipeline, &closed_key))?;
     let mut view = blank(job, submitted);
     if let Some(closed) = closed {
         view.state = state_word(closed.result.state).to_owned();
@@ -59,32 +56,20 @@ pub async fn read(pipeline: &Pipeline, job: &JobId) -> Result<Job, Failure> {
         view.closed_unix_ms = Some(closed.closed_unix_ms);
         return Ok(view);
     }
-    let (plan_key, result_key, cancel_key) =
-        (keys::plan(job), keys::result(job), keys::cancel(job));
-    let (plan, result, cancel) = tokio::try_join!(
-        fetch::<Plan>(pipeline, &plan_key),
-        fetch::<JobResult>(pipeline, &result_key),
-        fetch::<serde::de::IgnoredAny>(pipeline, &cancel_key)
-    )?;
+    let (plan_key, result_key, cancel_key) = (keys::plan(job), keys::result(job), keys::cancel(job));
+    let (plan, result, cancel) =
+        tokio::try_join!(fetch::<Plan>(pipeline, &plan_key), fetch::<JobResult>(pipeline, &result_key), fetch::<serde::de::IgnoredAny>(pipeline, &cancel_key))?;
     view.cancel_requested = cancel.is_some();
     if let Some(result) = result {
         // The stream has decided, publish has not closed it yet.
-        view.state = if result.state.is_final() {
-            "closing"
-        } else {
-            "processing"
-        }
-        .to_owned();
+        view.state = if result.state.is_final() { "closing" } else { "processing" }.to_owned();
         view.reason = result.reason;
         view.outputs = result.outputs;
     } else if plan.is_some() {
         view.state = "queued".to_owned();
     }
     if let Some(plan) = plan {
-        let listed = pipeline
-            .store
-            .list(&pipeline.results, &keys::segment_outputs(job))
-            .await?;
+        let listed = pipeline.store.list(&pipeline.results, &keys::segment_outputs(job)).await?;
         let progress = Progress::of(&plan, listed.iter().map(|l| l.key.as_str()));
         view.segments_done = u64::from(progress.done);
         view.segments_total = Some(u64::from(progress.total));
@@ -105,12 +90,7 @@ fn blank(job: &JobId, submitted: Option<Submitted>) -> Job {
     let taken = submitted.as_ref();
     Job {
         job: job.to_string(),
-        state: if taken.is_some() {
-            "ingesting"
-        } else {
-            "submitted"
-        }
-        .to_owned(),
+        state: if taken.is_some() { "ingesting" } else { "submitted" }.to_owned(),
         file: taken.map(|s| s.key.rsplit('/').next().unwrap_or(&s.key).to_owned()),
         bucket: taken.map(|s| s.bucket.clone()),
         key: taken.map(|s| s.key.clone()),
@@ -132,43 +112,22 @@ async fn fetch<T: DeserializeOwned>(pipeline: &Pipeline, key: &str) -> Result<Op
         Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let malformed = |e: serde_json::Error| Failure::Malformed {
-        what: format!("s3://{}/{key}", pipeline.results),
-        reason: e.to_string(),
-    };
+    let malformed = |e: serde_json::Error| Failure::Malformed { what: format!("s3://{}/{key}", pipeline.results), reason: e.to_string() };
     serde_json::from_slice(&bytes).map(Some).map_err(malformed)
 }
 
 /// The full id of the job that begins with `name`.
 pub async fn named(pipeline: &Pipeline, name: &str) -> Result<JobId, Failure> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(Failure::Usage(format!(
-            "{name:?} is not a job id: 20 hex digits, or a beginning of them"
-        )));
+        return Err(Failure::Usage(format!("{name:?} is not a job id: 20 hex digits, or a beginning of them")));
     }
-    let listed = pipeline
-        .store
-        .list(
-            &pipeline.results,
-            &format!("{}{}", keys::JOBS, name.to_lowercase()),
-        )
-        .await?;
-    let mut found: Vec<JobId> = listed
-        .iter()
-        .filter_map(|l| Some(keys::parse_record(&l.key)?.0))
-        .collect();
+    let listed = pipeline.store.list(&pipeline.results, &format!("{}{}", keys::JOBS, name.to_lowercase())).await?;
+    let mut found: Vec<JobId> = listed.iter().filter_map(|l| Some(keys::parse_record(&l.key)?.0)).collect();
     found.dedup();
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err(Failure::Missing {
-            what: "job",
-            name: name.to_owned(),
-            look: "vpctl jobs list",
-        }),
-        _ => Err(Failure::Usage(format!(
-            "{} jobs begin with {name}: give more of the id",
-            found.len()
-        ))),
+        [] => Err(Failure::Missing { what: "job", name: format!("{name} (or ingest has not taken its video yet)"), look: "vpctl jobs list" }),
+        _ => Err(Failure::Usage(format!("{} jobs begin with {name}: give more of the id", found.len()))),
     }
 }
 
@@ -188,48 +147,25 @@ pub async fn newest(pipeline: &Pipeline, limit: usize) -> Result<Vec<JobId>, Fai
 }
 
 /// Downloads a done job's files into `folder` and checks each against the manifest's SHA-256. Returns their paths.
-pub async fn download(
-    pipeline: &Pipeline,
-    job: &JobId,
-    folder: &Path,
-) -> Result<Vec<PathBuf>, Failure> {
+pub async fn download(pipeline: &Pipeline, job: &JobId, folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let manifest_key = keys::manifest(job);
-    let manifest: Manifest =
-        fetch(pipeline, &manifest_key)
-            .await?
-            .ok_or_else(|| Failure::NotNow {
-                what: format!("job {job} has no manifest yet"),
-                next: format!("`vpctl jobs show {job}` shows how far it is"),
-            })?;
-    tokio::fs::create_dir_all(folder)
-        .await
-        .map_err(Failure::file(folder))?;
+    let manifest: Manifest = fetch(pipeline, &manifest_key)
+        .await?
+        .ok_or_else(|| Failure::NotNow { what: format!("job {job} has no manifest yet"), next: format!("`vpctl jobs show {job}` shows how far it is") })?;
+    tokio::fs::create_dir_all(folder).await.map_err(Failure::file(folder))?;
     let mut written = Vec::new();
     for output in &manifest.outputs {
         let path = folder.join(safe_name(&output.name)?);
         // Whole and verified before it has its name: a file that is there is right.
         let partial = folder.join(format!(".{}.partial", output.name));
-        pipeline
-            .store
-            .get_to_file(&pipeline.results, &output.key, None, &partial)
-            .await?;
+        pipeline.store.get_to_file(&pipeline.results, &output.key, None, &partial).await?;
         let sha256 = hash(&partial).await?;
         if sha256 != output.sha256 {
-            tokio::fs::remove_file(&partial)
-                .await
-                .map_err(Failure::file(&partial))?;
-            let reason = format!(
-                "its SHA-256 is {sha256}, the manifest says {}",
-                output.sha256
-            );
-            return Err(Failure::Malformed {
-                what: format!("s3://{}/{}", pipeline.results, output.key),
-                reason,
-            });
+            tokio::fs::remove_file(&partial).await.map_err(Failure::file(&partial))?;
+            let reason = format!("its SHA-256 is {sha256}, the manifest says {}", output.sha256);
+            return Err(Failure::Malformed { what: format!("s3://{}/{}", pipeline.results, output.key), reason });
         }
-        tokio::fs::rename(&partial, &path)
-            .await
-            .map_err(Failure::file(&path))?;
+        tokio::fs::rename(&partial, &path).await.map_err(Failure::file(&path))?;
         written.push(path);
     }
     Ok(written)
@@ -238,18 +174,13 @@ pub async fn download(
 /// A manifest is data: a name that would leave the folder is refused.
 fn safe_name(name: &str) -> Result<&str, Failure> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0']) {
-        return Err(Failure::Malformed {
-            what: "the manifest".to_owned(),
-            reason: format!("{name:?} is no file name"),
-        });
+        return Err(Failure::Malformed { what: "the manifest".to_owned(), reason: format!("{name:?} is no file name") });
     }
     Ok(name)
 }
 
 async fn hash(path: &Path) -> Result<String, Failure> {
-    let mut file = tokio::fs::File::open(path)
-        .await
-        .map_err(Failure::file(path))?;
+    let mut file = tokio::fs::File::open(path).await.map_err(Failure::file(path))?;
     let mut hasher = Sha256::new();
     let mut block = vec![0; 256 * 1024];
     loop {

@@ -57,38 +57,17 @@ struct Batch<'a> {
 }
 
 /// Submits all files; 0 when every one ended well.
-pub async fn submit(
-    pipeline: &Pipeline,
-    screen: &Screen,
-    format: Format,
-    words: SubmitArguments,
-) -> Result<u8, Failure> {
+pub async fn submit(pipeline: &Pipeline, screen: &Screen, format: Format, words: SubmitArguments) -> Result<u8, Failure> {
     recipe_name(&words.recipe)?;
     let folders = folders(&words);
     for file in &words.files {
-        let found = tokio::fs::metadata(file)
-            .await
-            .map_err(Failure::file(file))?;
+        let found = tokio::fs::metadata(file).await.map_err(Failure::file(file))?;
         if !found.is_file() {
             return Err(Failure::Usage(format!("{} is not a file", file.display())));
         }
     }
-    let batch = Batch {
-        pipeline,
-        screen,
-        words: &words,
-        format,
-        bars: screen.bars(),
-        turn: Semaphore::new(UPLOADS),
-        jobs: Mutex::new(BTreeMap::new()),
-    };
-    let work = futures::future::join_all(
-        words
-            .files
-            .iter()
-            .zip(&folders)
-            .map(|(file, folder)| batch.one(file, folder.as_deref())),
-    );
+    let batch = Batch { pipeline, screen, words: &words, format, bars: screen.bars(), turn: Semaphore::new(UPLOADS), jobs: Mutex::new(BTreeMap::new()) };
+    let work = futures::future::join_all(words.files.iter().zip(&folders).map(|(file, folder)| batch.one(file, folder.as_deref())));
     let limit = words.timeout.map_or(Duration::MAX, Duration::from_secs);
     let ended = tokio::select! {
         ended = work => ended,
@@ -126,18 +105,10 @@ async fn after(limit: Duration) {
 impl Batch<'_> {
     async fn one(&self, file: &Path, folder: Option<&Path>) -> Result<Submission, Failure> {
         let started = Instant::now();
-        let name = file
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut submission = self.upload(file, &name).await?;
         if !self.words.wait {
-            self.tell(&format!(
-                "{}  {name}  {}  job {}",
-                self.screen.paint(Tone::Good, "submitted"),
-                size(submission.bytes),
-                submission.job
-            ));
+            self.tell(&format!("{}  {name}  {}  job {}", self.screen.paint(Tone::Good, "submitted"), size(submission.bytes), submission.job));
             return Ok(submission);
         }
         let bar = segments_bar(&self.bars, &name);
@@ -150,87 +121,39 @@ impl Batch<'_> {
             submission.downloaded = written.iter().map(|p| p.display().to_string()).collect();
         }
         self.tell_end(&name, &job, &submission);
-        Ok(Submission {
-            state: job.state,
-            reason: job.reason,
-            outputs: job.outputs,
-            ..submission
-        })
+        Ok(Submission { state: job.state, reason: job.reason, outputs: job.outputs, ..submission })
     }
 
     async fn upload(&self, file: &Path, name: &str) -> Result<Submission, Failure> {
         // The semaphore is never closed; if it were, uploading without a turn would still be right.
         let _turn = self.turn.acquire().await.ok();
         let started = Instant::now();
-        let bytes = tokio::fs::metadata(file)
-            .await
-            .map_err(Failure::file(file))?
-            .len();
+        let bytes = tokio::fs::metadata(file).await.map_err(Failure::file(file))?.len();
         let bar = bytes_bar(&self.bars, name, bytes);
         bar.set_message("uploading");
         let key = format!("{}/{}", uuid::Uuid::new_v4(), key_name(name));
-        let metadata = BTreeMap::from([
-            (RECIPE_METADATA.to_owned(), self.words.recipe.clone()),
-            (NAME_METADATA.to_owned(), percent_encoded(name)),
-        ]);
+        let metadata = BTreeMap::from([(RECIPE_METADATA.to_owned(), self.words.recipe.clone()), (NAME_METADATA.to_owned(), percent_encoded(name))]);
         let mut progress = |sent: u64| bar.set_position(sent);
         let Pipeline { store, uploads, .. } = self.pipeline;
-        let etag = store
-            .upload_file(
-                uploads,
-                &key,
-                file,
-                content_type(name),
-                &metadata,
-                &mut progress,
-            )
-            .await?;
+        let etag = store.upload_file(uploads, &key, file, content_type(name), &metadata, &mut progress).await?;
         bar.finish_and_clear();
         let job = JobId::of(uploads, &key, &etag, &self.words.recipe);
         if let Ok(mut jobs) = self.jobs.lock() {
             jobs.insert(file.display().to_string(), job.clone());
         }
         if self.words.wait && !self.screen.is_live() {
-            self.screen.note(&format!(
-                "{name}: uploaded {} in {}, job {job}",
-                size(bytes),
-                span(millis(started))
-            ));
+            self.screen.note(&format!("{name}: uploaded {} in {}, job {job}", size(bytes), span(millis(started))));
         }
         let upload_ms = millis(started);
         let state = "submitted".to_owned();
         let file = file.display().to_string();
-        Ok(Submission {
-            file,
-            job,
-            key,
-            bytes,
-            upload_ms,
-            state,
-            reason: None,
-            total_ms: upload_ms,
-            outputs: vec![],
-            downloaded: vec![],
-        })
+        Ok(Submission { file, job, key, bytes, upload_ms, state, reason: None, total_ms: upload_ms, outputs: vec![], downloaded: vec![] })
     }
 
     fn tell_end(&self, name: &str, job: &Job, submission: &Submission) {
-        let tone = if job.state == "done" {
-            Tone::Good
-        } else {
-            Tone::Bad
-        };
-        let reason = job
-            .reason
-            .as_deref()
-            .map(|r| format!(": {r}"))
-            .unwrap_or_default();
-        let mut text = format!(
-            "{}  {name}  in {}  job {}{reason}",
-            self.screen.paint(tone, &job.state),
-            span(submission.total_ms),
-            job.job
-        );
+        let tone = if job.state == "done" { Tone::Good } else { Tone::Bad };
+        let reason = job.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+        let mut text = format!("{}  {name}  in {}  job {}{reason}", self.screen.paint(tone, &job.state), span(submission.total_ms), job.job);
         for output in &job.outputs {
             text.push_str(&format!("\n  {}  {}", output.name, size(output.bytes)));
         }
@@ -238,10 +161,7 @@ impl Batch<'_> {
             text.push_str(&format!("\n  verified  {path}"));
         }
         if job.state == "done" && submission.downloaded.is_empty() {
-            text.push_str(&format!(
-                "\n  fetch them with `vpctl jobs fetch {} --output DIR`",
-                job.job
-            ));
+            text.push_str(&format!("\n  fetch them with `vpctl jobs fetch {} --output DIR`", job.job));
         }
         self.tell(&text);
     }
@@ -259,12 +179,8 @@ impl Batch<'_> {
         for file in &self.words.files {
             let file = file.display().to_string();
             match jobs.get(&file) {
-                Some(job) => self.screen.note(&format!(
-                    "{file}: {why}; the job goes on: `vpctl jobs show {job}`"
-                )),
-                None => self.screen.note(&format!(
-                    "{file}: {why} before it was uploaded: submit it again"
-                )),
+                Some(job) => self.screen.note(&format!("{file}: {why}; the job goes on: `vpctl jobs show {job}`")),
+                None => self.screen.note(&format!("{file}: {why} before it was uploaded: submit it again")),
             }
         }
         code
@@ -279,9 +195,7 @@ fn millis(since: Instant) -> u64 {
 fn recipe_name(name: &str) -> Result<(), Failure> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     if name.is_empty() || name.len() > 64 || !name.bytes().all(allowed) {
-        return Err(Failure::Usage(format!(
-            "recipe {name:?}: lowercase letters, digits, - and _ are allowed, 64 at most"
-        )));
+        return Err(Failure::Usage(format!("recipe {name:?}: lowercase letters, digits, - and _ are allowed, 64 at most")));
     }
     Ok(())
 }
@@ -296,10 +210,7 @@ fn folders(words: &SubmitArguments) -> Vec<Option<PathBuf>> {
     }
     let mut taken = BTreeSet::new();
     let folder = |file: &PathBuf| {
-        let stem = file
-            .file_stem()
-            .map(|s| s.to_string_lossy().into_owned())
-            .unwrap_or_else(|| "video".to_owned());
+        let stem = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|| "video".to_owned());
         let mut name = stem.clone();
         let mut n = 1;
         while !taken.insert(name.clone()) {
@@ -314,48 +225,21 @@ fn folders(words: &SubmitArguments) -> Vec<Option<PathBuf>> {
 /// The file's name as part of a key: what is the same encoded and decoded stays, the rest becomes `_`.
 fn key_name(name: &str) -> String {
     let safe = |c: char| {
-        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
-            c
-        } else {
-            '_'
-        }
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }
     };
     // Keys end at 1024 bytes; file systems that mirror them at 255 a name.
-    let kept: String = name
-        .chars()
-        .map(safe)
-        .collect::<Vec<_>>()
-        .into_iter()
-        .rev()
-        .take(150)
-        .collect();
+    let kept: String = name.chars().map(safe).collect::<Vec<_>>().into_iter().rev().take(150).collect();
     let kept: String = kept.chars().rev().collect();
-    if kept.trim_matches('.').is_empty() {
-        "video".to_owned()
-    } else {
-        kept
-    }
+    if kept.trim_matches('.').is_empty() { "video".to_owned() } else { kept }
 }
 
 fn percent_encoded(name: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    name.bytes()
-        .map(|b| {
-            if plain(b) {
-                char::from(b).to_string()
-            } else {
-                format!("%{b:02X}")
-            }
-        })
-        .collect()
+    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 fn content_type(name: &str) -> &'static str {
-    match name
-        .rsplit_once('.')
-        .map(|(_, e)| e.to_ascii_lowercase())
-        .as_deref()
-    {
+    match name.rsplit_once('.').map(|(_, e)| e.to_ascii_lowercase()).as_deref() {
         Some("mp4" | "m4v") => "video/mp4",
         Some("mov") => "video/quicktime",
         Some("mkv") => "video/x-matroska",
@@ -371,13 +255,7 @@ mod tests {
 
     #[test]
     fn any_file_name_becomes_a_key_that_no_client_writes_differently() {
-        let names = [
-            ("clip.mp4", "clip.mp4"),
-            ("my clip (1).mp4", "my_clip__1_.mp4"),
-            ("Ünïcode.mp4", "_n_code.mp4"),
-            ("..", "video"),
-            ("a%20b", "a_20b"),
-        ];
+        let names = [("clip.mp4", "clip.mp4"), ("my clip (1).mp4", "my_clip__1_.mp4"), ("Ünïcode.mp4", "_n_code.mp4"), ("..", "video"), ("a%20b", "a_20b")];
         for (name, key) in names {
             assert_eq!(key_name(name), key, "{name}");
         }
@@ -400,21 +278,14 @@ mod tests {
             timeout: None,
         };
         assert_eq!(folders(&words(&["a.mp4"])), [Some(PathBuf::from("out"))]);
-        assert_eq!(
-            folders(&words(&["a.mp4", "b/a.mov"])),
-            [Some(PathBuf::from("out/a")), Some(PathBuf::from("out/a-2"))]
-        );
+        assert_eq!(folders(&words(&["a.mp4", "b/a.mov"])), [Some(PathBuf::from("out/a")), Some(PathBuf::from("out/a-2"))]);
     }
 
     #[test]
     fn a_recipe_cannot_be_a_path() {
         assert!(recipe_name("default").is_ok());
         for wrong in ["", "../x", "a b", "Default"] {
-            assert_eq!(
-                recipe_name(wrong).expect_err(wrong).exit_code(),
-                64,
-                "{wrong}"
-            );
+            assert_eq!(recipe_name(wrong).expect_err(wrong).exit_code(), 64, "{wrong}");
         }
     }
 }

@@ -14,13 +14,7 @@ use crate::terminal::Screen;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Follows a job to its end. A store that is away for a while is waited for: the job does not depend on this program.
-pub async fn until_over(
-    pipeline: &Pipeline,
-    job: &JobId,
-    name: &str,
-    bar: &ProgressBar,
-    screen: &Screen,
-) -> Result<Job, Failure> {
+pub async fn until_over(pipeline: &Pipeline, job: &JobId, name: &str, bar: &ProgressBar, screen: &Screen) -> Result<Job, Failure> {
     let mut last = Told::default();
     loop {
         match results::read(pipeline, job).await {
@@ -55,18 +49,11 @@ struct Told {
 impl Told {
     fn line(&mut self, view: &Job) -> Option<String> {
         let total = view.segments_total.unwrap_or(0);
-        let tenths = if total == 0 {
-            0
-        } else {
-            view.segments_done * 10 / total
-        };
+        let tenths = if total == 0 { 0 } else { view.segments_done * 10 / total };
         if view.state == self.state && tenths == self.tenths {
             return None;
         }
-        *self = Self {
-            state: view.state.clone(),
-            tenths,
-        };
+        *self = Self { state: view.state.clone(), tenths };
         Some(match view.segments_total {
             Some(total) => format!("{}, {} of {total} segments", view.state, view.segments_done),
             None => view.state.clone(),

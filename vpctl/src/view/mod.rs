@@ -12,12 +12,7 @@ use crate::failure::Failure;
 use crate::terminal::Screen;
 
 /// Writes an answer: as data when asked for, else the text that `text` makes of it.
-pub fn show<T: Serialize>(
-    screen: &Screen,
-    format: Format,
-    answer: &T,
-    text: impl FnOnce(&T) -> String,
-) -> Result<(), Failure> {
+pub fn show<T: Serialize>(screen: &Screen, format: Format, answer: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
     match format {
         Format::Table | Format::Wide => screen.text(&text(answer)),
         Format::Json => screen.line(&json(answer)?),
@@ -32,11 +27,7 @@ fn json<T: Serialize>(answer: &T) -> Result<String, Failure> {
 
 fn yaml<T: Serialize>(answer: &T) -> Result<String, Failure> {
     let text = serde_saphyr::to_string(answer).map_err(|e| unwritable(&e))?;
-    Ok(if text.ends_with('\n') {
-        text
-    } else {
-        format!("{text}\n")
-    })
+    Ok(if text.ends_with('\n') { text } else { format!("{text}\n") })
 }
 
 /// One answer a line, for streams that programs read.
@@ -45,8 +36,5 @@ pub fn json_line<T: Serialize>(answer: &T) -> Result<String, Failure> {
 }
 
 fn unwritable(error: &dyn std::error::Error) -> Failure {
-    Failure::Malformed {
-        what: "the answer".to_owned(),
-        reason: error.to_string(),
-    }
+    Failure::Malformed { what: "the answer".to_owned(), reason: error.to_string() }
 }

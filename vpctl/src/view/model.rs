@@ -182,11 +182,7 @@ impl From<v1::ClusterStatus> for Status {
             revision: raw.revision,
             term: raw.term,
             leader: (raw.leader_id != 0).then_some(raw.leader_id),
-            coordinators: raw
-                .coordinators
-                .into_iter()
-                .map(Coordinator::from)
-                .collect(),
+            coordinators: raw.coordinators.into_iter().map(Coordinator::from).collect(),
             nodes: raw.nodes.into_iter().map(Node::from).collect(),
             services: raw.services.into_iter().map(Service::from).collect(),
             slots: raw.slots.into_iter().map(Slot::from).collect(),
@@ -194,21 +190,15 @@ impl From<v1::ClusterStatus> for Status {
             alarms: raw.alarms,
         };
         status.coordinators.sort_by_key(|c| c.id);
-        status
-            .nodes
-            .sort_by(|a, b| (&a.zone, &a.instance).cmp(&(&b.zone, &b.instance)));
-        status
-            .slots
-            .sort_by(|a, b| order(&a.slot).cmp(&order(&b.slot)));
+        status.nodes.sort_by(|a, b| (&a.zone, &a.instance).cmp(&(&b.zone, &b.instance)));
+        status.slots.sort_by(|a, b| order(&a.slot).cmp(&order(&b.slot)));
         status
     }
 }
 
 /// `kafka-10` comes after `kafka-9`.
 fn order(slot: &str) -> (&str, u32) {
-    slot.rsplit_once('-')
-        .and_then(|(role, index)| Some((role, index.parse().ok()?)))
-        .unwrap_or((slot, 0))
+    slot.rsplit_once('-').and_then(|(role, index)| Some((role, index.parse().ok()?))).unwrap_or((slot, 0))
 }
 
 impl From<v1::CoordinatorStatus> for Coordinator {
@@ -252,24 +242,8 @@ impl From<v1::NodeStatus> for Node {
 
 impl From<v1::ServiceStatus> for Service {
     fn from(raw: v1::ServiceStatus) -> Self {
-        let v1::ServiceStatus {
-            role,
-            wanted,
-            placed,
-            healthy,
-            tolerates,
-            serving,
-            fencing,
-        } = raw;
-        Self {
-            role,
-            wanted,
-            placed,
-            healthy,
-            tolerates,
-            serving,
-            fencing,
-        }
+        let v1::ServiceStatus { role, wanted, placed, healthy, tolerates, serving, fencing } = raw;
+        Self { role, wanted, placed, healthy, tolerates, serving, fencing }
     }
 }
 
@@ -297,45 +271,21 @@ impl From<v1::SlotStatus> for Slot {
 
 impl From<v1::Event> for Event {
     fn from(raw: v1::Event) -> Self {
-        let v1::Event {
-            revision,
-            unix_ms,
-            kind,
-            subject,
-            detail,
-        } = raw;
-        Self {
-            revision,
-            unix_ms,
-            kind,
-            subject,
-            detail,
-        }
+        let v1::Event { revision, unix_ms, kind, subject, detail } = raw;
+        Self { revision, unix_ms, kind, subject, detail }
     }
 }
 
 impl From<v1::Gate> for Gate {
     fn from(raw: v1::Gate) -> Self {
-        let v1::Gate {
-            subject,
-            closed_by,
-            opens_when,
-        } = raw;
-        Self {
-            subject,
-            closed_by,
-            opens_when,
-        }
+        let v1::Gate { subject, closed_by, opens_when } = raw;
+        Self { subject, closed_by, opens_when }
     }
 }
 
 impl From<v1::PlanReport> for Plan {
     fn from(raw: v1::PlanReport) -> Self {
-        Self {
-            revision: raw.revision,
-            actions: raw.actions,
-            gates: raw.gates.into_iter().map(Gate::from).collect(),
-        }
+        Self { revision: raw.revision, actions: raw.actions, gates: raw.gates.into_iter().map(Gate::from).collect() }
     }
 }
 
@@ -356,14 +306,7 @@ mod tests {
 
     #[test]
     fn each_health_has_its_exit_code() {
-        let codes = [
-            Health::Healthy,
-            Health::Degraded,
-            Health::NoTolerance,
-            Health::QuorumLost,
-            Health::Unspecified,
-        ]
-        .map(health_code);
+        let codes = [Health::Healthy, Health::Degraded, Health::NoTolerance, Health::QuorumLost, Health::Unspecified].map(health_code);
         assert_eq!(codes, [0, 2, 3, 4, 2]);
     }
 

@@ -12,32 +12,13 @@ pub fn screen(status: &Status, screen: &Screen, wide: bool) -> String {
     let mut text = String::new();
     headline(&mut text, status, screen);
     let reachable = status.coordinators.iter().filter(|c| c.reachable).count();
-    section(
-        &mut text,
-        screen,
-        "COORDINATORS",
-        &format!("{reachable} of {}", status.coordinators.len()),
-    );
+    section(&mut text, screen, "COORDINATORS", &format!("{reachable} of {}", status.coordinators.len()));
     text.push_str(&coordinators(status, screen));
-    let ready = status
-        .nodes
-        .iter()
-        .filter(|n| n.lifecycle == "ready")
-        .count();
-    section(
-        &mut text,
-        screen,
-        "NODES",
-        &format!("{ready} of {} ready", status.nodes.len()),
-    );
+    let ready = status.nodes.iter().filter(|n| n.lifecycle == "ready").count();
+    section(&mut text, screen, "NODES", &format!("{ready} of {} ready", status.nodes.len()));
     text.push_str(&nodes(&status.nodes, screen, wide));
     let serving = status.services.iter().filter(|s| s.serving).count();
-    section(
-        &mut text,
-        screen,
-        "SERVICES",
-        &format!("{serving} of {} serving", status.services.len()),
-    );
+    section(&mut text, screen, "SERVICES", &format!("{serving} of {} serving", status.services.len()));
     text.push_str(&services(&status.services, screen));
     if wide {
         section(&mut text, screen, "SLOTS", "");
@@ -58,31 +39,16 @@ fn headline(text: &mut String, status: &Status, screen: &Screen) {
         "quorum_lost" => (Tone::Bad, "QUORUM LOST"),
         _ => (Tone::Warn, "HEALTH UNKNOWN"),
     };
-    let leader = status.leader.map_or_else(
-        || "no leader".to_owned(),
-        |id| format!("leader coordinator {id}"),
-    );
-    let facts = format!(
-        "revision {}, term {}, {leader}",
-        status.revision, status.term
-    );
-    line(
-        text,
-        &format!(
-            "{}  {}  {}",
-            screen.paint(Tone::Bold, &status.cluster),
-            screen.paint(tone, word),
-            screen.paint(Tone::Dim, &facts)
-        ),
-    );
+    let leader = status.leader.map_or_else(|| "no leader".to_owned(), |id| format!("leader coordinator {id}"));
+    let facts = format!("revision {}, term {}, {leader}", status.revision, status.term);
+    line(text, &format!("{}  {}  {}", screen.paint(Tone::Bold, &status.cluster), screen.paint(tone, word), screen.paint(Tone::Dim, &facts)));
     for reason in &status.reasons {
         line(text, &format!("  {reason}"));
     }
 }
 
 fn coordinators(status: &Status, screen: &Screen) -> String {
-    let mut table =
-        Table::new(&["ID", "STATE", "ADDRESS", "ZONE", "INSTANCE", "APPLIED"]).indented(2);
+    let mut table = Table::new(&["ID", "STATE", "ADDRESS", "ZONE", "INSTANCE", "APPLIED"]).indented(2);
     for one in &status.coordinators {
         let state = match (one.leader, one.reachable) {
             (true, _) => Cell::new(Tone::Good, "leads"),
@@ -95,10 +61,7 @@ fn coordinators(status: &Status, screen: &Screen) -> String {
             one.address.as_str().into(),
             one.zone.as_str().into(),
             one.instance.clone().unwrap_or_default().into(),
-            one.applied
-                .map(|a| a.to_string())
-                .unwrap_or_default()
-                .into(),
+            one.applied.map(|a| a.to_string()).unwrap_or_default().into(),
         ]);
     }
     table.render(screen)
@@ -106,32 +69,12 @@ fn coordinators(status: &Status, screen: &Screen) -> String {
 
 /// Nodes, by zone.
 pub fn nodes(nodes: &[Node], screen: &Screen, wide: bool) -> String {
-    let short: &[&str] = &[
-        "ZONE", "INSTANCE", "ADDRESS", "STATE", "CPU", "MEMORY", "SLOTS",
-    ];
-    let long: &[&str] = &[
-        "ZONE",
-        "INSTANCE",
-        "ADDRESS",
-        "STATE",
-        "CPU",
-        "MEMORY",
-        "TYPE",
-        "DISK FREE",
-        "HEARD",
-        "SESSION",
-        "AGENT",
-        "AGENT RSS",
-        "SLOTS",
-    ];
+    let short: &[&str] = &["ZONE", "INSTANCE", "ADDRESS", "STATE", "CPU", "MEMORY", "SLOTS"];
+    let long: &[&str] = &["ZONE", "INSTANCE", "ADDRESS", "STATE", "CPU", "MEMORY", "TYPE", "DISK FREE", "HEARD", "SESSION", "AGENT", "AGENT RSS", "SLOTS"];
     let mut table = Table::new(if wide { long } else { short }).indented(2);
     let mut zone = "";
     for node in nodes {
-        let shown_zone = if node.zone == zone {
-            ""
-        } else {
-            node.zone.as_str()
-        };
+        let shown_zone = if node.zone == zone { "" } else { node.zone.as_str() };
         zone = &node.zone;
         let memory = match (node.memory_used_bytes, node.memory_total_bytes) {
             (Some(used), Some(total)) if total > 0 => format!("{} of {}", size(used), size(total)),
@@ -142,19 +85,14 @@ pub fn nodes(nodes: &[Node], screen: &Screen, wide: bool) -> String {
             node.instance.as_str().into(),
             node.address.as_str().into(),
             lifecycle(node),
-            node.cpu_used_permille
-                .map(|p| format!("{} %", p.div_ceil(10)))
-                .unwrap_or_default()
-                .into(),
+            node.cpu_used_permille.map(|p| format!("{} %", p.div_ceil(10))).unwrap_or_default().into(),
             memory.into(),
         ];
         if wide {
             row.extend([
                 Cell::from(node.instance_type.as_str()),
                 node.disk_free_bytes.map(size).unwrap_or_default().into(),
-                node.silent_ms
-                    .map_or_else(|| "never".to_owned(), |ms| format!("{} ago", span(ms)))
-                    .into(),
+                node.silent_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", span(ms))).into(),
                 node.session.to_string().into(),
                 node.agent_version.as_str().into(),
                 node.agent_rss_bytes.map(size).unwrap_or_default().into(),
@@ -172,39 +110,17 @@ fn lifecycle(node: &Node) -> Cell {
         "lost" | "fenced" => Tone::Bad,
         _ => Tone::Warn,
     };
-    let silent = node
-        .silent_ms
-        .filter(|ms| *ms >= 2_000)
-        .map(|ms| format!(", silent {}", span(ms)));
-    let cordoned = if node.cordoned && node.lifecycle != "draining" {
-        ", cordoned"
-    } else {
-        ""
-    };
-    Cell::new(
-        if silent.is_some() && tone == Tone::Good {
-            Tone::Warn
-        } else {
-            tone
-        },
-        format!("{}{cordoned}{}", node.lifecycle, silent.unwrap_or_default()),
-    )
+    let silent = node.silent_ms.filter(|ms| *ms >= 2_000).map(|ms| format!(", silent {}", span(ms)));
+    let cordoned = if node.cordoned && node.lifecycle != "draining" { ", cordoned" } else { "" };
+    Cell::new(if silent.is_some() && tone == Tone::Good { Tone::Warn } else { tone }, format!("{}{cordoned}{}", node.lifecycle, silent.unwrap_or_default()))
 }
 
 /// Services with how many more failures each survives.
 pub fn services(services: &[Service], screen: &Screen) -> String {
     let mut table = Table::new(&["SERVICE", "STATE", "HEALTHY", "SURVIVES", "FENCING"]).indented(2);
     for service in services {
-        let state = if service.serving {
-            Cell::new(Tone::Good, "serving")
-        } else {
-            Cell::new(Tone::Bad, "not serving")
-        };
-        let well = if service.healthy >= service.wanted {
-            Tone::Plain
-        } else {
-            Tone::Warn
-        };
+        let state = if service.serving { Cell::new(Tone::Good, "serving") } else { Cell::new(Tone::Bad, "not serving") };
+        let well = if service.healthy >= service.wanted { Tone::Plain } else { Tone::Warn };
         let survives = match (service.serving, service.tolerates) {
             (false, _) => Cell::from("-"),
             // One slot that moves survives nothing at the instant, and that is how it is meant.
@@ -226,42 +142,20 @@ pub fn services(services: &[Service], screen: &Screen) -> String {
 
 /// Slots with holder, generation and phase.
 pub fn slots(slots: &[Slot], screen: &Screen) -> String {
-    let heading = [
-        "SLOT",
-        "STATE",
-        "INSTANCE",
-        "ZONE",
-        "GENERATION",
-        "MEMBER",
-        "VOLUME",
-        "PID",
-        "RESTARTS",
-        "FACTS",
-        "MESSAGE",
-    ];
+    let heading = ["SLOT", "STATE", "INSTANCE", "ZONE", "GENERATION", "MEMBER", "VOLUME", "PID", "RESTARTS", "FACTS", "MESSAGE"];
     let mut table = Table::new(&heading).indented(2);
     for slot in slots {
         let facts: Vec<String> = slot.facts.iter().map(|(k, v)| format!("{k}={v}")).collect();
         table.row(vec![
             slot.slot.as_str().into(),
             phase(slot),
-            slot.instance
-                .clone()
-                .unwrap_or_else(|| "nowhere".to_owned())
-                .into(),
+            slot.instance.clone().unwrap_or_else(|| "nowhere".to_owned()).into(),
             slot.zone.clone().unwrap_or_default().into(),
             slot.generation.to_string().into(),
             slot.member_id.to_string().into(),
             slot.volume.clone().unwrap_or_default().into(),
-            slot.pid
-                .map(|pid| pid.to_string())
-                .unwrap_or_default()
-                .into(),
-            if slot.restarts == 0 {
-                Cell::from("")
-            } else {
-                Cell::new(Tone::Warn, slot.restarts.to_string())
-            },
+            slot.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
+            if slot.restarts == 0 { Cell::from("") } else { Cell::new(Tone::Warn, slot.restarts.to_string()) },
             facts.join(" ").into(),
             slot.message.as_str().into(),
         ]);
@@ -280,27 +174,15 @@ fn phase(slot: &Slot) -> Cell {
 
 /// On the one screen only the slots that are not well have a line of their own.
 fn unwell(text: &mut String, status: &Status, screen: &Screen) {
-    let unwell: Vec<&Slot> = status
-        .slots
-        .iter()
-        .filter(|s| s.phase != "healthy")
-        .collect();
+    let unwell: Vec<&Slot> = status.slots.iter().filter(|s| s.phase != "healthy").collect();
     if unwell.is_empty() {
         return;
     }
     section(text, screen, "SLOTS THAT ARE NOT HEALTHY", "");
     let mut table = Table::new(&["SLOT", "STATE", "INSTANCE", "MESSAGE"]).indented(2);
     for slot in unwell {
-        let holder = slot
-            .instance
-            .clone()
-            .unwrap_or_else(|| "nowhere".to_owned());
-        table.row(vec![
-            slot.slot.as_str().into(),
-            phase(slot),
-            holder.into(),
-            slot.message.as_str().into(),
-        ]);
+        let holder = slot.instance.clone().unwrap_or_else(|| "nowhere".to_owned());
+        table.row(vec![slot.slot.as_str().into(), phase(slot), holder.into(), slot.message.as_str().into()]);
     }
     text.push_str(&table.render(screen));
 }
@@ -318,14 +200,7 @@ fn list(text: &mut String, screen: &Screen, title: &str, lines: &[String], tone:
 fn section(text: &mut String, screen: &Screen, title: &str, count: &str) {
     text.push('\n');
     let title = screen.paint(Tone::Bold, title);
-    line(
-        text,
-        &if count.is_empty() {
-            title
-        } else {
-            format!("{title}  {count}")
-        },
-    );
+    line(text, &if count.is_empty() { title } else { format!("{title}  {count}") });
 }
 
 fn line(text: &mut String, content: &str) {
@@ -341,12 +216,7 @@ mod tests {
 
     /// A cluster in which one node has just been lost.
     fn wounded() -> Status {
-        let slot = |role: &str, index| {
-            Some(v1::SlotRef {
-                role: role.to_owned(),
-                index,
-            })
-        };
+        let slot = |role: &str, index| Some(v1::SlotRef { role: role.to_owned(), index });
         let node = |id: &str, zone: &str, lifecycle: &str, silent_ms| v1::NodeStatus {
             instance_id: id.to_owned(),
             address: "127.38.1.20".to_owned(),
@@ -356,16 +226,8 @@ mod tests {
             session: 3,
             silent_ms,
             heard: true,
-            measures: Some(v1::NodeMeasures {
-                cpu_used_permille: 121,
-                memory_used_bytes: 512 << 20,
-                memory_total_bytes: 2 << 30,
-                ..Default::default()
-            }),
-            slots: vec![v1::SlotRef {
-                role: "kafka".to_owned(),
-                index: 1,
-            }],
+            measures: Some(v1::NodeMeasures { cpu_used_permille: 121, memory_used_bytes: 512 << 20, memory_total_bytes: 2 << 30, ..Default::default() }),
+            slots: vec![v1::SlotRef { role: "kafka".to_owned(), index: 1 }],
             ..Default::default()
         };
         let raw = v1::ClusterStatus {
@@ -376,13 +238,7 @@ mod tests {
             health: v1::Health::Degraded.into(),
             reasons: vec!["kafka has 2 of 3 members".to_owned()],
             coordinators: vec![
-                v1::CoordinatorStatus {
-                    id: 2,
-                    address: "127.38.2.10:7400".to_owned(),
-                    zone: "b".to_owned(),
-                    reachable: false,
-                    ..Default::default()
-                },
+                v1::CoordinatorStatus { id: 2, address: "127.38.2.10:7400".to_owned(), zone: "b".to_owned(), reachable: false, ..Default::default() },
                 v1::CoordinatorStatus {
                     id: 1,
                     address: "127.38.1.10:7400".to_owned(),
@@ -393,43 +249,14 @@ mod tests {
                     ..Default::default()
                 },
             ],
-            nodes: vec![
-                node("i-2", "us-east-1b", "lost", 6_500),
-                node("i-1", "us-east-1a", "ready", 40),
-            ],
+            nodes: vec![node("i-2", "us-east-1b", "lost", 6_500), node("i-1", "us-east-1a", "ready", 40)],
             services: vec![
-                v1::ServiceStatus {
-                    role: "kafka".to_owned(),
-                    wanted: 3,
-                    placed: 2,
-                    healthy: 2,
-                    tolerates: 0,
-                    serving: true,
-                    fencing: "quorum".to_owned(),
-                },
-                v1::ServiceStatus {
-                    role: "stream".to_owned(),
-                    wanted: 1,
-                    placed: 1,
-                    healthy: 1,
-                    tolerates: 0,
-                    serving: true,
-                    fencing: "exclusive".to_owned(),
-                },
+                v1::ServiceStatus { role: "kafka".to_owned(), wanted: 3, placed: 2, healthy: 2, tolerates: 0, serving: true, fencing: "quorum".to_owned() },
+                v1::ServiceStatus { role: "stream".to_owned(), wanted: 1, placed: 1, healthy: 1, tolerates: 0, serving: true, fencing: "exclusive".to_owned() },
             ],
             slots: vec![
-                v1::SlotStatus {
-                    slot: slot("kafka", 2),
-                    phase: v1::Phase::Waiting.into(),
-                    message: "volume vol-2".to_owned(),
-                    ..Default::default()
-                },
-                v1::SlotStatus {
-                    slot: slot("kafka", 1),
-                    phase: v1::Phase::Healthy.into(),
-                    instance_id: "i-1".to_owned(),
-                    ..Default::default()
-                },
+                v1::SlotStatus { slot: slot("kafka", 2), phase: v1::Phase::Waiting.into(), message: "volume vol-2".to_owned(), ..Default::default() },
+                v1::SlotStatus { slot: slot("kafka", 1), phase: v1::Phase::Healthy.into(), instance_id: "i-1".to_owned(), ..Default::default() },
             ],
             moves: vec!["kafka-2 from i-2: waits for terminated".to_owned()],
             alarms: vec![],

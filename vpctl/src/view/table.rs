@@ -12,10 +12,7 @@ pub struct Cell {
 impl Cell {
     /// A cell of that tone.
     pub fn new(tone: Tone, text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            tone,
-        }
+        Self { text: text.into(), tone }
     }
 }
 
@@ -36,11 +33,7 @@ pub struct Table {
 impl Table {
     /// A table with column names.
     pub fn new(heading: &[&'static str]) -> Self {
-        Self {
-            indent: 0,
-            heading: heading.to_vec(),
-            rows: Vec::new(),
-        }
+        Self { indent: 0, heading: heading.to_vec(), rows: Vec::new() }
     }
 
     /// The same, moved to the right.
@@ -56,24 +49,14 @@ impl Table {
 
     /// The text, one line a row, without blanks at the ends of lines.
     pub fn render(&self, screen: &Screen) -> String {
-        let widest = |column: usize| {
-            self.rows
-                .iter()
-                .filter_map(|r| r.get(column))
-                .map(|c| c.text.chars().count())
-                .max()
-        };
+        let widest = |column: usize| self.rows.iter().filter_map(|r| r.get(column)).map(|c| c.text.chars().count()).max();
         let widths: Vec<usize> = (0..self.heading.len())
             .map(|c| match widest(c).unwrap_or(0) {
                 0 => 0,
                 cells => cells.max(self.heading[c].chars().count()),
             })
             .collect();
-        let heading = self
-            .heading
-            .iter()
-            .map(|h| Cell::new(Tone::Dim, *h))
-            .collect();
+        let heading = self.heading.iter().map(|h| Cell::new(Tone::Dim, *h)).collect();
         let mut text = String::new();
         for row in std::iter::once(&heading).chain(&self.rows) {
             let mut line = " ".repeat(self.indent);
@@ -105,9 +88,6 @@ mod tests {
         let mut table = Table::new(&["NODE", "EMPTY", "SLOTS"]).indented(2);
         table.row(vec!["i-1".into(), "".into(), "kafka-1".into()]);
         table.row(vec!["i-long-one".into(), "".into(), "".into()]);
-        assert_eq!(
-            table.render(&Screen::plain()),
-            "  NODE        SLOTS\n  i-1         kafka-1\n  i-long-one\n"
-        );
+        assert_eq!(table.render(&Screen::plain()), "  NODE        SLOTS\n  i-1         kafka-1\n  i-long-one\n");
     }
 }

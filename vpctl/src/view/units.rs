@@ -30,12 +30,7 @@ pub fn size(bytes: u64) -> String {
 pub fn moment(unix_ms: u64) -> String {
     let (days, rest) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     let (year, month, day) = civil(days);
-    let (h, m, s, ms) = (
-        rest / 3_600_000,
-        rest / 60_000 % 60,
-        rest / 1_000 % 60,
-        rest % 1_000,
-    );
+    let (h, m, s, ms) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1_000 % 60, rest % 1_000);
     format!("{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{ms:03}")
 }
 
@@ -54,9 +49,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 /// Now, milliseconds since the epoch.
 pub fn now_unix_ms() -> u64 {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -66,23 +59,11 @@ mod tests {
 
     #[test]
     fn spans_and_sizes_read_well_at_their_edges() {
-        let spans = [
-            (0, "0 ms"),
-            (999, "999 ms"),
-            (1_000, "1.0 s"),
-            (59_999, "59.9 s"),
-            (185_000, "3 min 5 s"),
-        ];
+        let spans = [(0, "0 ms"), (999, "999 ms"), (1_000, "1.0 s"), (59_999, "59.9 s"), (185_000, "3 min 5 s")];
         for (ms, text) in spans {
             assert_eq!(span(ms), text);
         }
-        let sizes = [
-            (0, "0 B"),
-            (1_023, "1023 B"),
-            (1_024, "1.0 KiB"),
-            (1_048_575, "1023.9 KiB"),
-            (1 << 30, "1.0 GiB"),
-        ];
+        let sizes = [(0, "0 B"), (1_023, "1023 B"), (1_024, "1.0 KiB"), (1_048_575, "1023.9 KiB"), (1 << 30, "1.0 GiB")];
         for (bytes, text) in sizes {
             assert_eq!(size(bytes), text);
         }
