@@ -256,7 +256,7 @@ async fn process_every_odd_video_arrives_frame_for_frame_or_is_refused_with_a_se
                 "-pix_fmt",
                 "yuv420p",
             ],
-            expect: (96, 2, 0, true),
+            expect: (98, 2, 0, true),
         },
         Case {
             key: "odd.mp4",
