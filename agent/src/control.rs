@@ -57,6 +57,7 @@ pub async fn run(settings: Arc<Settings>, shared: Arc<Shared>) -> Result<(), Con
         executor: Executor::new(settings.clone(), catalogue, supervisor, generations, shared.clone()),
         wanted: None,
         taken: (0, 0),
+        last: None,
         settings,
         shared: shared.clone(),
     };
@@ -90,6 +91,7 @@ struct Control<S> {
     /// None until something was ever wanted: then nothing is stopped either.
     wanted: Option<Wanted>,
     taken: (u64, u64),
+    last: Option<v1::Desired>,
     settings: Arc<Settings>,
     shared: Arc<Shared>,
 }
@@ -102,7 +104,8 @@ impl<S: Supervisor> Control<S> {
             tracing::debug!(term = newest.term, revision = newest.revision, "older desired set dropped");
             return Ok(());
         }
-        if order == self.taken && self.wanted.is_some() {
+        // A gate that opens changes the set without a revision: within one order, the later word of the same leader counts.
+        if order == self.taken && self.last.as_ref() == Some(newest) {
             return Ok(());
         }
         // The set is kept before its order: after a power cut between the two the set counts again, it is never lost behind its order.
@@ -118,6 +121,7 @@ impl<S: Supervisor> Control<S> {
             tracing::info!(term = desired.term, revision = desired.revision, slots = wanted.assignments.len(), "desired set taken");
             self.taken = (desired.term, desired.revision);
             self.wanted = Some(wanted);
+            self.last = Some(desired.clone());
         } else {
             tracing::debug!(term = desired.term, revision = desired.revision, "older desired set dropped");
         }

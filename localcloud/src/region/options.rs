@@ -25,6 +25,8 @@ pub struct UpOptions {
     pub programs: PathBuf,
     /// Folder of the roles that the image carries.
     pub roles: PathBuf,
+    /// Folder of the streaming job that the image carries.
+    pub stream: PathBuf,
     /// Folder of the recipes that the Lambda functions read.
     pub recipes: PathBuf,
     /// Folder of the image's sources: holds `boot`.
@@ -52,6 +54,7 @@ impl UpOptions {
             spec_yaml: None,
             components: default_components(),
             roles: house.join("roles"),
+            stream: house.join("pipeline/stream"),
             recipes: house.join("pipeline/recipes"),
             image: house.join("ami"),
             launcher: house.join("localcloud/aws"),
