@@ -13,29 +13,73 @@ use crate::{
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Command {
     /// Replaces what is wanted; slots follow.
-    SetSpec { spec: Spec },
+    SetSpec {
+        spec: Spec,
+    },
     /// A verified instance joins, or comes back with a new session.
-    RegisterNode { node: NodeId, address: String, zone: Zone, instance_type: String, memory_mib: u32, cpu_millis: u32, agent_version: String },
+    RegisterNode {
+        node: NodeId,
+        address: String,
+        zone: Zone,
+        instance_type: String,
+        memory_mib: u32,
+        cpu_millis: u32,
+        agent_version: String,
+    },
     /// Silent for longer than its lease. Only for the session that was judged.
-    NodeLost { node: NodeId, session: Session, silent_ms: u64 },
+    NodeLost {
+        node: NodeId,
+        session: Session,
+        silent_ms: u64,
+    },
     /// EC2 says the instance is terminated.
-    NodeFenced { node: NodeId },
-    SetDraining { node: NodeId, draining: bool },
+    NodeFenced {
+        node: NodeId,
+    },
+    SetDraining {
+        node: NodeId,
+        draining: bool,
+    },
     /// Moves, decided on one revision; refused when the state has moved on.
     Plan(Plan),
     /// The agent's word that a slot's processes are gone.
-    SlotReleased { slot: SlotId, generation: Generation, node: NodeId },
-    VolumeCreated { slot: SlotId, generation: Generation, volume: VolumeId, zone: Zone },
+    SlotReleased {
+        slot: SlotId,
+        generation: Generation,
+        node: NodeId,
+    },
+    VolumeCreated {
+        slot: SlotId,
+        generation: Generation,
+        volume: VolumeId,
+        zone: Zone,
+    },
     /// The volume does not exist any more: the role's empty-disk path applies at the next grant.
-    VolumeLost { slot: SlotId, volume: VolumeId },
+    VolumeLost {
+        slot: SlotId,
+        volume: VolumeId,
+    },
     /// First healthy report on this disk.
-    SlotUsed { slot: SlotId, generation: Generation },
+    SlotUsed {
+        slot: SlotId,
+        generation: Generation,
+    },
     /// The first configuration of an ensemble, decided once.
-    EnsembleFounded { role: RoleName, members: BTreeMap<SlotId, u32> },
+    EnsembleFounded {
+        role: RoleName,
+        members: BTreeMap<SlotId, u32>,
+    },
     /// The ensemble's own quorum has removed the member a slot used to be.
-    MemberRemoved { slot: SlotId, member_id: u32 },
+    MemberRemoved {
+        slot: SlotId,
+        member_id: u32,
+    },
     /// Something people should know that changes nothing (a refused join, an alarm).
-    Note { kind: String, subject: String, detail: String },
+    Note {
+        kind: String,
+        subject: String,
+        detail: String,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,14 +94,27 @@ pub struct Plan {
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Action {
     /// The holder is fenced: the slot has none any more.
-    Vacate { slot: SlotId, proof: Proof },
+    Vacate {
+        slot: SlotId,
+        proof: Proof,
+    },
     /// Ask the holder to stop and give the slot back.
-    Release { slot: SlotId },
+    Release {
+        slot: SlotId,
+    },
     /// The volume's zone stayed empty for too long: the slot goes on with an empty disk.
-    AbandonVolume { slot: SlotId },
-    Grant { slot: SlotId, node: NodeId, member_id: u32 },
+    AbandonVolume {
+        slot: SlotId,
+    },
+    Grant {
+        slot: SlotId,
+        node: NodeId,
+        member_id: u32,
+    },
     /// Fenced and empty-handed: forget it.
-    Forget { node: NodeId },
+    Forget {
+        node: NodeId,
+    },
 }
 
 impl std::fmt::Display for Action {

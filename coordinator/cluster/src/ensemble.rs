@@ -49,7 +49,8 @@ pub fn next(state: &ClusterState, obs: &Observations, role: &RoleName) -> Option
                 return Some(Reconfig { slot: id.clone(), if_version: seen.version, remove: None, add: (slot.member_id, node.address.clone()) });
             }
             None => {
-                let in_sync = obs.phase(id, slot.generation) == Phase::Healthy && obs.fact(id, slot.generation, "mode") == Some("observer");
+                // A joiner answers only once it is in sync; it calls itself follower or observer, as it is not in the committed list yet.
+                let in_sync = obs.phase(id, slot.generation) == Phase::Healthy;
                 if in_sync {
                     let remove = slot.retired_member.filter(|old| seen.voters.contains_key(old)).or_else(|| orphan(state, seen, role));
                     return Some(Reconfig { slot: id.clone(), if_version: seen.version, remove, add: (slot.member_id, node.address.clone()) });
@@ -83,7 +84,8 @@ pub fn founding(state: &ClusterState, role: &RoleName) -> Option<Command> {
     if state.ensembles.get(role).is_some_and(|ensemble| !ensemble.founders.is_empty()) {
         return None;
     }
-    let members: BTreeMap<SlotId, u32> = state.slots_of(role).filter(|(_, slot)| slot.holder.is_some()).map(|(id, slot)| (id.clone(), slot.member_id)).collect();
+    let members: BTreeMap<SlotId, u32> =
+        state.slots_of(role).filter(|(_, slot)| slot.holder.is_some()).map(|(id, slot)| (id.clone(), slot.member_id)).collect();
     let all = !members.is_empty() && members.len() == state.slots_of(role).count();
     all.then(|| Command::EnsembleFounded { role: role.clone(), members })
 }

@@ -64,5 +64,6 @@ fn zookeeper(state: &ClusterState, obs: &Observations, id: &SlotId, address: &st
     // Without a quorum nothing can be reconfigured: members with their disks come back under the list as vp knows it.
     let seen = obs.zookeeper.as_ref().filter(|_| serving(state, obs, &id.role))?;
     let listed = seen.voters.get(&slot.member_id)?;
-    (listed != address).then(|| Gate::new(id, format!("the ensemble lists member {} at {listed}", slot.member_id), format!("reconfig has moved it to {address}")))
+    (listed != address)
+        .then(|| Gate::new(id, format!("the ensemble lists member {} at {listed}", slot.member_id), format!("reconfig has moved it to {address}")))
 }

@@ -28,7 +28,11 @@ pub fn lost_after_ms(lease_ms: u64) -> u64 {
 pub enum Brake {
     Open,
     /// So much fell silent at once that the fault is more likely here: silence moves nothing and terminates nothing.
-    Closed { silent: usize, of: usize, place: String },
+    Closed {
+        silent: usize,
+        of: usize,
+        place: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,85 @@
+//! Verdicts from silence, and the brake.
+mod situation;
+use situation::{Situation, node_in, spec};
+use vp_cluster::{
+    Command,
+    liveness::{Brake, judge, lost_after_ms},
+    observe::Instance,
+};
+
+/// Nodes named in `silent` (from 1) were last heard longer than the lease ago.
+fn silence(zones: &str, silent: &[usize]) -> Situation {
+    let mut s = Situation::of(spec(), zones);
+    for index in silent {
+        s.hear(&format!("i-{index}"), 100_000 - lost_after_ms(4000) - 1);
+    }
+    s
+}
+
+#[test]
+fn brake_table() {
+    for (zones, silent, verdicts, closed) in [
+        ("abcab", &[][..], 0, false),
+        ("abcab", &[1][..], 1, false),
+        ("abcab", &[1, 2][..], 2, false),
+        ("abcab", &[1, 2, 3][..], 0, true),
+        ("abc", &[1, 2][..], 2, false),
+        ("abc", &[1, 2, 3][..], 0, true),
+        ("aaabbbccc", &[1, 2, 3][..], 3, false),                                       // a whole zone is a zone lost
+        ("aaaabbbbcccc", &[1, 2, 3][..], 0, true),                                     // most but not all of one is not
+        ("aaaaaaaaaaaaaaaaaaaa", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..], 11, false), // 55 % is not more than 55 %
+        ("aaaaaaaaaaaaaaaaaaaa", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12][..], 0, true),
+        ("aaaaaaaaaabbbbbbbbbb", &[1, 2, 3, 4, 5][..], 5, false), // 50 % of a zone
+    ] {
+        let s = silence(zones, silent);
+        let found = judge(&s.state, &s.obs);
+        assert_eq!((found.verdicts.len(), found.brake != Brake::Open), (verdicts, closed), "{zones} {silent:?}");
+    }
+}
+
+#[test]
+fn a_new_leader_waits_the_full_window() {
+    let mut s = Situation::of(spec(), "a");
+    s.obs.nodes.clear();
+    s.obs.leading_since_ms = s.obs.now_ms - lost_after_ms(4000);
+    assert!(judge(&s.state, &s.obs).verdicts.is_empty());
+    s.obs.now_ms += 1;
+    assert_eq!(judge(&s.state, &s.obs).verdicts.len(), 1);
+}
+
+#[test]
+fn an_acknowledgement_after_the_last_word_starts_the_window_again() {
+    let mut s = silence("a", &[1]);
+    s.obs.nodes.values_mut().for_each(|seen| seen.acknowledged_ms = Some(99_000));
+    assert!(judge(&s.state, &s.obs).verdicts.is_empty());
+}
+
+#[test]
+fn terminated_passes_the_brake() {
+    let mut s = silence("abcab", &[1, 2, 3, 4]);
+    s.obs.nodes.get_mut(&"i-1".into()).expect("node").instance = Instance::Terminated;
+    assert_eq!(judge(&s.state, &s.obs).verdicts, [Command::NodeFenced { node: "i-1".into() }]);
+}
+
+#[test]
+fn only_terminated_is_proof() {
+    for instance in [Instance::Unknown, Instance::Pending, Instance::Running, Instance::ShuttingDown] {
+        let mut s = silence("a", &[]);
+        s.obs.nodes.values_mut().for_each(|seen| seen.instance = instance);
+        assert!(judge(&s.state, &s.obs).verdicts.is_empty(), "{instance:?}");
+    }
+}
+
+#[test]
+fn a_verdict_on_an_older_session_is_refused() {
+    let mut s = Situation::of(spec(), "a");
+    let old = s.session("i-1");
+    s.ok(node_in("i-1", "a"));
+    assert!(s.apply(Command::NodeLost { node: "i-1".into(), session: old, silent_ms: 1 }).is_err());
+    assert_ne!(old, s.session("i-1"));
+}
+
+#[test]
+fn an_absurd_lease_does_not_overflow() {
+    assert_eq!(lost_after_ms(u64::MAX), u64::MAX);
+}
