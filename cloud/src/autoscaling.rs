@@ -53,44 +53,23 @@ pub struct NewGroup {
 impl Groups {
     /// A client over a configuration made by `session`.
     pub fn new(config: &SdkConfig) -> Self {
-        Self {
-            client: Client::new(config),
-        }
+        Self { client: Client::new(config) }
     }
 
     /// One group; unknown names are `NotFound`.
     pub async fn describe(&self, name: &str) -> Result<Group, CloudError> {
-        let call = self
-            .client
-            .describe_auto_scaling_groups()
-            .auto_scaling_group_names(name)
-            .send();
-        let answer = call
-            .await
-            .map_err(|e| translate("DescribeAutoScalingGroups", e))?;
-        let found = answer
-            .auto_scaling_groups()
-            .iter()
-            .find(|g| g.auto_scaling_group_name() == Some(name));
-        found
-            .map(read_group)
-            .ok_or_else(|| CloudError::not_found("DescribeAutoScalingGroups", name))
+        let call = self.client.describe_auto_scaling_groups().auto_scaling_group_names(name).send();
+        let answer = call.await.map_err(|e| translate("DescribeAutoScalingGroups", e))?;
+        let found = answer.auto_scaling_groups().iter().find(|g| g.auto_scaling_group_name() == Some(name));
+        found.map(read_group).ok_or_else(|| CloudError::not_found("DescribeAutoScalingGroups", name))
     }
 
     /// Makes a group; one of that name that exists is left as it is (success).
     pub async fn create(&self, wanted: &NewGroup) -> Result<(), CloudError> {
-        let template = LaunchTemplateSpecification::builder()
-            .launch_template_name(&wanted.launch_template)
-            .version("$Latest")
-            .build();
+        let template = LaunchTemplateSpecification::builder().launch_template_name(&wanted.launch_template).version("$Latest").build();
         let tag = |(key, value): (&String, &String)| {
-            let tag = Tag::builder()
-                .key(key)
-                .value(value)
-                .propagate_at_launch(true);
-            tag.resource_type("auto-scaling-group")
-                .resource_id(&wanted.name)
-                .build()
+            let tag = Tag::builder().key(key).value(value).propagate_at_launch(true);
+            tag.resource_type("auto-scaling-group").resource_id(&wanted.name).build()
         };
         let call = self
             .client
@@ -106,22 +85,14 @@ impl Groups {
             Ok(_) => Ok(()),
             Err(error) => {
                 let error = translate("CreateAutoScalingGroup", error);
-                if error.code().is_some_and(|c| c.starts_with("AlreadyExists")) {
-                    Ok(())
-                } else {
-                    Err(error)
-                }
+                if error.code().is_some_and(|c| c.starts_with("AlreadyExists")) { Ok(()) } else { Err(error) }
             }
         }
     }
 
     /// Deletes a group and terminates its instances; one that is gone is success.
     pub async fn delete(&self, name: &str) -> Result<(), CloudError> {
-        let call = self
-            .client
-            .delete_auto_scaling_group()
-            .auto_scaling_group_name(name)
-            .force_delete(true);
+        let call = self.client.delete_auto_scaling_group().auto_scaling_group_name(name).force_delete(true);
         match call.send().await {
             Ok(_) => Ok(()),
             Err(error) => match translate("DeleteAutoScalingGroup", error) {
@@ -133,28 +104,16 @@ impl Groups {
 
     /// Sets how many instances the group shall have.
     pub async fn set_desired(&self, name: &str, desired: u32) -> Result<(), CloudError> {
-        let call = self
-            .client
-            .set_desired_capacity()
-            .auto_scaling_group_name(name)
-            .desired_capacity(signed(desired));
-        call.send()
-            .await
-            .map(drop)
-            .map_err(|e| translate("SetDesiredCapacity", e))
+        let call = self.client.set_desired_capacity().auto_scaling_group_name(name).desired_capacity(signed(desired));
+        call.send().await.map(drop).map_err(|e| translate("SetDesiredCapacity", e))
     }
 
     /// Terminates an instance through its group, which boots a replacement. Success means: it is shutting down.
     /// An instance in no group is refused by the service; use `Compute::terminate` then.
     pub async fn terminate_in_group(&self, instance: &str) -> Result<(), CloudError> {
         let call = self.client.terminate_instance_in_auto_scaling_group();
-        let call = call
-            .instance_id(instance)
-            .should_decrement_desired_capacity(false)
-            .send();
-        call.await
-            .map(drop)
-            .map_err(|e| translate("TerminateInstanceInAutoScalingGroup", e))
+        let call = call.instance_id(instance).should_decrement_desired_capacity(false).send();
+        call.await.map(drop).map_err(|e| translate("TerminateInstanceInAutoScalingGroup", e))
     }
 }
 
@@ -170,10 +129,7 @@ fn read_group(raw: &AutoScalingGroup) -> Group {
     let members = raw.instances().iter().map(|i| Member {
         instance: i.instance_id().unwrap_or_default().to_owned(),
         zone: i.availability_zone().unwrap_or_default().to_owned(),
-        lifecycle: i
-            .lifecycle_state()
-            .map(|s| s.as_str().to_owned())
-            .unwrap_or_default(),
+        lifecycle: i.lifecycle_state().map(|s| s.as_str().to_owned()).unwrap_or_default(),
         healthy: i.health_status() == Some("Healthy"),
     });
     Group {

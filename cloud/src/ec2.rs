@@ -115,28 +115,20 @@ pub struct Narrow {
 impl Compute {
     /// A client over a configuration made by `session`.
     pub fn new(config: &SdkConfig) -> Self {
-        Self {
-            client: Client::new(config),
-        }
+        Self { client: Client::new(config) }
     }
 
     /// One instance. An id that EC2 does not know is `NotFound`, which is no proof of anything.
     pub async fn describe_instance(&self, id: &str) -> Result<Instance, CloudError> {
         let found = self.describe_instances(&[id.to_owned()]).await?;
-        found
-            .into_iter()
-            .next()
-            .ok_or_else(|| CloudError::not_found("DescribeInstances", id))
+        found.into_iter().next().ok_or_else(|| CloudError::not_found("DescribeInstances", id))
     }
 
     /// The instances among `ids` that EC2 knows, in no order; unknown ids are simply absent.
     pub async fn describe_instances(&self, ids: &[String]) -> Result<Vec<Instance>, CloudError> {
         let mut found = Vec::with_capacity(ids.len());
         for part in ids.chunks(FILTER_VALUES) {
-            let narrow = Narrow {
-                name: "instance-id".to_owned(),
-                values: part.to_vec(),
-            };
+            let narrow = Narrow { name: "instance-id".to_owned(), values: part.to_vec() };
             found.extend(self.find_instances(&[narrow]).await?);
         }
         Ok(found)
@@ -155,15 +147,9 @@ impl Compute {
                 .send()
                 .await
                 .map_err(|e| translate("DescribeInstances", e))?;
-            let instances = answer
-                .reservations()
-                .iter()
-                .flat_map(types::Reservation::instances);
+            let instances = answer.reservations().iter().flat_map(types::Reservation::instances);
             found.extend(instances.filter_map(read_instance));
-            token = answer
-                .next_token()
-                .filter(|t| !t.is_empty())
-                .map(str::to_owned);
+            token = answer.next_token().filter(|t| !t.is_empty()).map(str::to_owned);
             if token.is_none() {
                 return Ok(found);
             }
@@ -172,40 +158,16 @@ impl Compute {
 
     /// Asks EC2 to terminate an instance. Ordinary success only means that it is shutting down.
     pub async fn terminate(&self, instance: &str) -> Result<(), CloudError> {
-        let call = self
-            .client
-            .terminate_instances()
-            .instance_ids(instance)
-            .send();
-        call.await
-            .map(drop)
-            .map_err(|e| translate("TerminateInstances", e))
+        let call = self.client.terminate_instances().instance_ids(instance).send();
+        call.await.map(drop).map_err(|e| translate("TerminateInstances", e))
     }
 
     /// Makes a volume of `size_gib` in `zone`, or returns the one made earlier with the same `token`.
-    pub async fn create_volume(
-        &self,
-        zone: &str,
-        size_gib: i32,
-        tags: &BTreeMap<String, String>,
-        token: &str,
-    ) -> Result<String, CloudError> {
-        let narrow = Narrow {
-            name: format!("tag:{TOKEN_TAG}"),
-            values: vec![token.to_owned()],
-        };
+    pub async fn create_volume(&self, zone: &str, size_gib: i32, tags: &BTreeMap<String, String>, token: &str) -> Result<String, CloudError> {
+        let narrow = Narrow { name: format!("tag:{TOKEN_TAG}"), values: vec![token.to_owned()] };
         let earlier = self.find_volumes(&[narrow]).await?;
-        let gone = |v: &Volume| {
-            matches!(
-                v.state,
-                VolumeState::Deleting | VolumeState::Deleted | VolumeState::Error
-            )
-        };
-        if let Some(volume) = earlier
-            .into_iter()
-            .filter(|v| !gone(v))
-            .min_by(|a, b| a.id.cmp(&b.id))
-        {
+        let gone = |v: &Volume| matches!(v.state, VolumeState::Deleting | VolumeState::Deleted | VolumeState::Error);
+        if let Some(volume) = earlier.into_iter().filter(|v| !gone(v)).min_by(|a, b| a.id.cmp(&b.id)) {
             return Ok(volume.id);
         }
         let mut all = tags.clone();
@@ -221,20 +183,14 @@ impl Compute {
             .send()
             .await
             .map_err(|e| translate("CreateVolume", e))?;
-        answer
-            .volume_id()
-            .map(str::to_owned)
-            .ok_or_else(|| CloudError::incomplete("CreateVolume", "volume id"))
+        answer.volume_id().map(str::to_owned).ok_or_else(|| CloudError::incomplete("CreateVolume", "volume id"))
     }
 
     /// The volumes among `ids` that EC2 knows; unknown ids are absent.
     pub async fn describe_volumes(&self, ids: &[String]) -> Result<Vec<Volume>, CloudError> {
         let mut found = Vec::with_capacity(ids.len());
         for part in ids.chunks(FILTER_VALUES) {
-            let narrow = Narrow {
-                name: "volume-id".to_owned(),
-                values: part.to_vec(),
-            };
+            let narrow = Narrow { name: "volume-id".to_owned(), values: part.to_vec() };
             found.extend(self.find_volumes(&[narrow]).await?);
         }
         Ok(found)
@@ -254,10 +210,7 @@ impl Compute {
                 .await
                 .map_err(|e| translate("DescribeVolumes", e))?;
             found.extend(answer.volumes().iter().filter_map(read_volume));
-            token = answer
-                .next_token()
-                .filter(|t| !t.is_empty())
-                .map(str::to_owned);
+            token = answer.next_token().filter(|t| !t.is_empty()).map(str::to_owned);
             if token.is_none() {
                 return Ok(found);
             }
@@ -265,29 +218,15 @@ impl Compute {
     }
 
     /// Attaches a volume. Already attached to that instance is success; to another one is `Invalid` (`VolumeInUse`).
-    pub async fn attach_volume(
-        &self,
-        volume: &str,
-        instance: &str,
-        device: &str,
-    ) -> Result<(), CloudError> {
-        let call = self
-            .client
-            .attach_volume()
-            .volume_id(volume)
-            .instance_id(instance)
-            .device(device)
-            .send();
+    pub async fn attach_volume(&self, volume: &str, instance: &str, device: &str) -> Result<(), CloudError> {
+        let call = self.client.attach_volume().volume_id(volume).instance_id(instance).device(device).send();
         let error = match call.await {
             Ok(_) => return Ok(()),
             Err(error) => translate("AttachVolume", error),
         };
         if error.code() == Some("VolumeInUse") {
             let now = self.describe_volumes(&[volume.to_owned()]).await?;
-            if now
-                .iter()
-                .any(|v| v.attached_to.as_deref() == Some(instance))
-            {
+            if now.iter().any(|v| v.attached_to.as_deref() == Some(instance)) {
                 return Ok(());
             }
         }
@@ -299,11 +238,7 @@ impl Compute {
         match self.client.detach_volume().volume_id(volume).send().await {
             Ok(_) => Ok(()),
             Err(error) => match translate("DetachVolume", error) {
-                CloudError::Invalid { code, .. }
-                    if code == "IncorrectState" || code.contains("Attachment") =>
-                {
-                    Ok(())
-                }
+                CloudError::Invalid { code, .. } if code == "IncorrectState" || code.contains("Attachment") => Ok(()),
                 CloudError::NotFound { reason, .. } if reason.contains("attach") => Ok(()),
                 other => Err(other),
             },
@@ -323,33 +258,17 @@ impl Compute {
 }
 
 pub(crate) fn filters(narrow: &[Narrow]) -> Vec<Filter> {
-    let one = |n: &Narrow| {
-        Filter::builder()
-            .name(&n.name)
-            .set_values(Some(n.values.clone()))
-            .build()
-    };
+    let one = |n: &Narrow| Filter::builder().name(&n.name).set_values(Some(n.values.clone())).build();
     narrow.iter().map(one).collect()
 }
 
 pub(crate) fn tagged(resource: ResourceType, tags: &BTreeMap<String, String>) -> TagSpecification {
-    let list = tags
-        .iter()
-        .map(|(k, v)| Tag::builder().key(k).value(v).build())
-        .collect();
-    TagSpecification::builder()
-        .resource_type(resource)
-        .set_tags(Some(list))
-        .build()
+    let list = tags.iter().map(|(k, v)| Tag::builder().key(k).value(v).build()).collect();
+    TagSpecification::builder().resource_type(resource).set_tags(Some(list)).build()
 }
 
 fn read_tags(tags: &[Tag]) -> BTreeMap<String, String> {
-    let one = |t: &Tag| {
-        Some((
-            t.key()?.to_owned(),
-            t.value().unwrap_or_default().to_owned(),
-        ))
-    };
+    let one = |t: &Tag| Some((t.key()?.to_owned(), t.value().unwrap_or_default().to_owned()));
     tags.iter().filter_map(one).collect()
 }
 
@@ -358,19 +277,9 @@ fn read_instance(raw: &types::Instance) -> Option<Instance> {
     Some(Instance {
         id: raw.instance_id()?.to_owned(),
         state: InstanceState::read(raw.state()),
-        address: raw
-            .private_ip_address()
-            .filter(|a| !a.is_empty())
-            .map(str::to_owned),
-        zone: raw
-            .placement()
-            .and_then(types::Placement::availability_zone)
-            .unwrap_or_default()
-            .to_owned(),
-        kind: raw
-            .instance_type()
-            .map(|t| t.as_str().to_owned())
-            .unwrap_or_default(),
+        address: raw.private_ip_address().filter(|a| !a.is_empty()).map(str::to_owned),
+        zone: raw.placement().and_then(types::Placement::availability_zone).unwrap_or_default().to_owned(),
+        kind: raw.instance_type().map(|t| t.as_str().to_owned()).unwrap_or_default(),
         group: tags.get(GROUP_TAG).cloned(),
         tags,
     })
@@ -386,13 +295,8 @@ fn read_volume(raw: &types::Volume) -> Option<Volume> {
         Some(types::VolumeState::Error) => VolumeState::Error,
         _ => VolumeState::Unknown,
     };
-    let holds =
-        |a: &&types::VolumeAttachment| a.state() != Some(&types::VolumeAttachmentState::Detached);
-    let attached_to = raw
-        .attachments()
-        .iter()
-        .find(holds)
-        .and_then(types::VolumeAttachment::instance_id);
+    let holds = |a: &&types::VolumeAttachment| a.state() != Some(&types::VolumeAttachmentState::Detached);
+    let attached_to = raw.attachments().iter().find(holds).and_then(types::VolumeAttachment::instance_id);
     Some(Volume {
         id: raw.volume_id()?.to_owned(),
         state,
@@ -409,10 +313,7 @@ mod tests {
     #[test]
     fn an_instance_without_a_state_is_unknown_and_its_group_comes_from_the_tag() {
         let tag = Tag::builder().key(GROUP_TAG).value("dev-nodes").build();
-        let raw = types::Instance::builder()
-            .instance_id("i-1")
-            .tags(tag)
-            .build();
+        let raw = types::Instance::builder().instance_id("i-1").tags(tag).build();
         let read = read_instance(&raw).expect("an instance with an id is read");
         assert_eq!(read.state, InstanceState::Unknown);
         assert_eq!(read.group.as_deref(), Some("dev-nodes"));
@@ -421,14 +322,8 @@ mod tests {
 
     #[test]
     fn a_detached_attachment_holds_no_volume() {
-        let attachment = types::VolumeAttachment::builder()
-            .instance_id("i-1")
-            .state(types::VolumeAttachmentState::Detached)
-            .build();
-        let raw = types::Volume::builder()
-            .volume_id("vol-1")
-            .attachments(attachment)
-            .build();
+        let attachment = types::VolumeAttachment::builder().instance_id("i-1").state(types::VolumeAttachmentState::Detached).build();
+        let raw = types::Volume::builder().volume_id("vol-1").attachments(attachment).build();
         assert_eq!(read_volume(&raw).and_then(|v| v.attached_to), None);
     }
 }

@@ -15,29 +15,16 @@ use aws_sdk_ec2::error::SdkError;
 pub enum CloudError {
     /// The cloud answered that it knows no such thing. Never proof that a machine has stopped.
     #[error("{operation}: not found: {reason}")]
-    NotFound {
-        operation: &'static str,
-        reason: String,
-    },
+    NotFound { operation: &'static str, reason: String },
     /// No answer, or the service's own trouble: the outcome is unknown. Look before asking again.
     #[error("{operation}: outcome unknown: {reason}")]
-    Unreachable {
-        operation: &'static str,
-        reason: String,
-    },
+    Unreachable { operation: &'static str, reason: String },
     /// The credentials do not allow this.
     #[error("{operation}: denied: {reason}")]
-    Denied {
-        operation: &'static str,
-        reason: String,
-    },
+    Denied { operation: &'static str, reason: String },
     /// The request is wrong, or the thing's present state forbids it (`code` is the service's own, e.g. `VolumeInUse`).
     #[error("{operation}: refused ({code}): {reason}")]
-    Invalid {
-        operation: &'static str,
-        code: String,
-        reason: String,
-    },
+    Invalid { operation: &'static str, code: String, reason: String },
 }
 
 impl CloudError {
@@ -60,18 +47,12 @@ impl CloudError {
     }
 
     pub(crate) fn not_found(operation: &'static str, what: &str) -> Self {
-        Self::NotFound {
-            operation,
-            reason: format!("{what} is not known there"),
-        }
+        Self::NotFound { operation, reason: format!("{what} is not known there") }
     }
 
     /// An answer without a field that the API promises.
     pub(crate) fn incomplete(operation: &'static str, field: &str) -> Self {
-        Self::Unreachable {
-            operation,
-            reason: format!("the answer has no {field}"),
-        }
+        Self::Unreachable { operation, reason: format!("the answer has no {field}") }
     }
 }
 
@@ -88,15 +69,8 @@ where
             let reason = meta.message().unwrap_or("no message").to_owned();
             classify(operation, code, reason)
         }
-        SdkError::ConstructionFailure(_) => CloudError::Invalid {
-            operation,
-            code: "Construction".to_owned(),
-            reason: chain(&error),
-        },
-        other => CloudError::Unreachable {
-            operation,
-            reason: chain(&other),
-        },
+        SdkError::ConstructionFailure(_) => CloudError::Invalid { operation, code: "Construction".to_owned(), reason: chain(&error) },
+        other => CloudError::Unreachable { operation, reason: chain(&other) },
     }
 }
 
@@ -124,24 +98,15 @@ fn classify(operation: &'static str, code: String, reason: String) -> CloudError
         "Unknown",
     ];
     // Auto Scaling has no code of its own for a missing thing: ValidationError, told apart by its message.
-    let missing = code.contains("NotFound")
-        || (code == "ValidationError"
-            && (reason.contains("not found") || reason.contains("does not exist")));
+    let missing = code.contains("NotFound") || (code == "ValidationError" && (reason.contains("not found") || reason.contains("does not exist")));
     if missing {
         CloudError::NotFound { operation, reason }
     } else if DENIED.contains(&code.as_str()) {
         CloudError::Denied { operation, reason }
     } else if TROUBLE.contains(&code.as_str()) {
-        CloudError::Unreachable {
-            operation,
-            reason: format!("{code}: {reason}"),
-        }
+        CloudError::Unreachable { operation, reason: format!("{code}: {reason}") }
     } else {
-        CloudError::Invalid {
-            operation,
-            code,
-            reason,
-        }
+        CloudError::Invalid { operation, code, reason }
     }
 }
 
@@ -168,18 +133,9 @@ mod tests {
     fn each_answer_falls_into_the_case_its_caller_acts_on() {
         assert!(of("InvalidInstanceID.NotFound", "i-1").is_not_found());
         assert!(of("ValidationError", "AutoScalingGroup name not found - dev").is_not_found());
-        assert_eq!(
-            of("ValidationError", "MinSize is larger than MaxSize").code(),
-            Some("ValidationError")
-        );
-        assert_eq!(
-            of("VolumeInUse", "vol-1 is attached").code(),
-            Some("VolumeInUse")
-        );
-        assert!(matches!(
-            of("UnauthorizedOperation", ""),
-            CloudError::Denied { .. }
-        ));
+        assert_eq!(of("ValidationError", "MinSize is larger than MaxSize").code(), Some("ValidationError"));
+        assert_eq!(of("VolumeInUse", "vol-1 is attached").code(), Some("VolumeInUse"));
+        assert!(matches!(of("UnauthorizedOperation", ""), CloudError::Denied { .. }));
         assert!(of("InternalError", "").is_unknown_outcome());
         assert!(of("Unknown", "").is_unknown_outcome());
     }

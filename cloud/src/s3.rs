@@ -132,30 +132,14 @@ where
 {
     let place = format!("{bucket}/{key}");
     let status = error.raw_status();
-    let code = error
-        .as_service_error()
-        .and_then(|inner| inner.code().map(str::to_owned))
-        .unwrap_or_default();
+    let code = error.as_service_error().and_then(|inner| inner.code().map(str::to_owned)).unwrap_or_default();
     match (status, code.as_str()) {
-        (_, "NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NotFound") | (Some(404), _) => {
-            StoreError::NotFound { place }
-        }
+        (_, "NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NotFound") | (Some(404), _) => StoreError::NotFound { place },
         // 409 ConditionalRequestConflict: a concurrent conditional write is under way; one of them wins.
-        (Some(412), _) | (_, "PreconditionFailed" | "ConditionalRequestConflict") => {
-            StoreError::PreconditionFailed { place }
-        }
-        (Some(401 | 403), _) => StoreError::Denied {
-            place,
-            reason: DisplayErrorContext(error).to_string(),
-        },
-        (None | Some(429 | 500..), _) => StoreError::Unreachable {
-            place,
-            reason: DisplayErrorContext(error).to_string(),
-        },
-        _ => StoreError::Refused {
-            place,
-            reason: DisplayErrorContext(error).to_string(),
-        },
+        (Some(412), _) | (_, "PreconditionFailed" | "ConditionalRequestConflict") => StoreError::PreconditionFailed { place },
+        (Some(401 | 403), _) => StoreError::Denied { place, reason: DisplayErrorContext(error).to_string() },
+        (None | Some(429 | 500..), _) => StoreError::Unreachable { place, reason: DisplayErrorContext(error).to_string() },
+        _ => StoreError::Refused { place, reason: DisplayErrorContext(error).to_string() },
     }
 }
 
@@ -166,8 +150,7 @@ trait RawStatus {
 
 impl<E> RawStatus for SdkError<E, aws_sdk_s3::config::http::HttpResponse> {
     fn raw_status(&self) -> Option<u16> {
-        self.raw_response()
-            .map(|response| response.status().as_u16())
+        self.raw_response().map(|response| response.status().as_u16())
     }
 }
 
@@ -181,9 +164,7 @@ impl ObjectStore {
         if let Some(url) = session.s3_endpoint_url() {
             config = config.endpoint_url(url);
         }
-        Self {
-            client: Client::from_conf(config.build()),
-        }
+        Self { client: Client::from_conf(config.build()) }
     }
 
     /// Makes a bucket; one that is ours already is fine.
@@ -205,29 +186,13 @@ impl ObjectStore {
     /// # Errors
     /// `NotFound` when there is none; else as the store says.
     pub async fn head(&self, bucket: &str, key: &str) -> Result<ObjectHead, StoreError> {
-        let answer = self
-            .client
-            .head_object()
-            .bucket(bucket)
-            .key(key)
-            .send()
-            .await;
+        let answer = self.client.head_object().bucket(bucket).key(key).send().await;
         let answer = answer.map_err(|error| classify(bucket, key, error))?;
         Ok(ObjectHead {
             etag: unquoted(answer.e_tag()),
-            size: answer
-                .content_length()
-                .and_then(|size| u64::try_from(size).ok())
-                .unwrap_or_default(),
+            size: answer.content_length().and_then(|size| u64::try_from(size).ok()).unwrap_or_default(),
             content_type: answer.content_type().map(str::to_owned),
-            metadata: answer
-                .metadata()
-                .map(|map| {
-                    map.iter()
-                        .map(|(k, v)| (k.to_lowercase(), v.clone()))
-                        .collect()
-                })
-                .unwrap_or_default(),
+            metadata: answer.metadata().map(|map| map.iter().map(|(k, v)| (k.to_lowercase(), v.clone())).collect()).unwrap_or_default(),
         })
     }
 
@@ -236,23 +201,10 @@ impl ObjectStore {
     /// # Errors
     /// `NotFound` when there is none; else as the store says.
     pub async fn get(&self, bucket: &str, key: &str) -> Result<(Bytes, String), StoreError> {
-        let answer = self
-            .client
-            .get_object()
-            .bucket(bucket)
-            .key(key)
-            .send()
-            .await;
+        let answer = self.client.get_object().bucket(bucket).key(key).send().await;
         let answer = answer.map_err(|error| classify(bucket, key, error))?;
         let etag = unquoted(answer.e_tag());
-        let body = answer
-            .body
-            .collect()
-            .await
-            .map_err(|error| StoreError::Unreachable {
-                place: format!("{bucket}/{key}"),
-                reason: error.to_string(),
-            })?;
+        let body = answer.body.collect().await.map_err(|error| StoreError::Unreachable { place: format!("{bucket}/{key}"), reason: error.to_string() })?;
         Ok((body.into_bytes(), etag))
     }
 
@@ -261,51 +213,25 @@ impl ObjectStore {
     /// # Errors
     /// `PreconditionFailed` when the object has another entity tag now, `Unreachable` when the stream breaks off,
     /// `File` for the local file.
-    pub async fn get_to_file(
-        &self,
-        bucket: &str,
-        key: &str,
-        etag: Option<&str>,
-        path: &Path,
-    ) -> Result<u64, StoreError> {
-        let local = |source| StoreError::File {
-            path: path.display().to_string(),
-            source,
-        };
+    pub async fn get_to_file(&self, bucket: &str, key: &str, etag: Option<&str>, path: &Path) -> Result<u64, StoreError> {
+        let local = |source| StoreError::File { path: path.display().to_string(), source };
         let mut request = self.client.get_object().bucket(bucket).key(key);
         if let Some(etag) = etag {
             request = request.if_match(quoted(etag));
         }
-        let answer = request
-            .send()
-            .await
-            .map_err(|error| classify(bucket, key, error))?;
-        let expected = answer
-            .content_length()
-            .and_then(|size| u64::try_from(size).ok());
-        let mut file = tokio::io::BufWriter::with_capacity(
-            1 << 18,
-            tokio::fs::File::create(path).await.map_err(local)?,
-        );
+        let answer = request.send().await.map_err(|error| classify(bucket, key, error))?;
+        let expected = answer.content_length().and_then(|size| u64::try_from(size).ok());
+        let mut file = tokio::io::BufWriter::with_capacity(1 << 18, tokio::fs::File::create(path).await.map_err(local)?);
         let mut body = answer.body;
         let mut size = 0_u64;
-        let broken = |reason: String| StoreError::Unreachable {
-            place: format!("{bucket}/{key}"),
-            reason,
-        };
-        while let Some(chunk) = body
-            .try_next()
-            .await
-            .map_err(|error| broken(error.to_string()))?
-        {
+        let broken = |reason: String| StoreError::Unreachable { place: format!("{bucket}/{key}"), reason };
+        while let Some(chunk) = body.try_next().await.map_err(|error| broken(error.to_string()))? {
             size += chunk.len() as u64;
             file.write_all(&chunk).await.map_err(local)?;
         }
         file.flush().await.map_err(local)?;
         match expected {
-            Some(expected) if expected != size => {
-                Err(broken(format!("{size} of {expected} bytes arrived")))
-            }
+            Some(expected) if expected != size => Err(broken(format!("{size} of {expected} bytes arrived"))),
             _ => Ok(size),
         }
     }
@@ -314,57 +240,27 @@ impl ObjectStore {
     ///
     /// # Errors
     /// As the store says; after `Unreachable` the write may have happened.
-    pub async fn put(
-        &self,
-        bucket: &str,
-        key: &str,
-        body: Bytes,
-        content_type: &str,
-    ) -> Result<String, StoreError> {
-        self.put_with(bucket, key, body, content_type, None, false)
-            .await
+    pub async fn put(&self, bucket: &str, key: &str, body: Bytes, content_type: &str) -> Result<String, StoreError> {
+        self.put_with(bucket, key, body, content_type, None, false).await
     }
 
     /// Writes an object that must not exist yet. Returns its entity tag (no quotes).
     ///
     /// # Errors
     /// `PreconditionFailed` when it exists (perhaps by an earlier try of this very call: read it back).
-    pub async fn put_if_absent(
-        &self,
-        bucket: &str,
-        key: &str,
-        body: Bytes,
-        content_type: &str,
-    ) -> Result<String, StoreError> {
-        self.put_with(bucket, key, body, content_type, None, true)
-            .await
+    pub async fn put_if_absent(&self, bucket: &str, key: &str, body: Bytes, content_type: &str) -> Result<String, StoreError> {
+        self.put_with(bucket, key, body, content_type, None, true).await
     }
 
     /// Replaces the object whose entity tag is `etag`. Returns the new entity tag (no quotes).
     ///
     /// # Errors
     /// `PreconditionFailed` when it has another one now; `NotFound` when it is gone.
-    pub async fn put_if_match(
-        &self,
-        bucket: &str,
-        key: &str,
-        body: Bytes,
-        content_type: &str,
-        etag: &str,
-    ) -> Result<String, StoreError> {
-        self.put_with(bucket, key, body, content_type, Some(etag), false)
-            .await
+    pub async fn put_if_match(&self, bucket: &str, key: &str, body: Bytes, content_type: &str, etag: &str) -> Result<String, StoreError> {
+        self.put_with(bucket, key, body, content_type, Some(etag), false).await
     }
 
-    async fn put_with(
-        &self,
-        bucket: &str,
-        key: &str,
-        body: Bytes,
-        content_type: &str,
-        etag: Option<&str>,
-        absent: bool,
-    ) -> Result<String, StoreError> {
+    async fn put_with(&self, bucket: &str, key: &str, body: Bytes, content_type: &str, etag: Option<&str>, absent: bool) -> Result<String, StoreError> {
         let answer = self
             .client
             .put_object()
@@ -384,36 +280,14 @@ impl ObjectStore {
     ///
     /// # Errors
     /// `PreconditionFailed` when the object exists; `File` when the local file cannot be read.
-    pub async fn put_file_if_absent(
-        &self,
-        bucket: &str,
-        key: &str,
-        path: &Path,
-        content_type: &str,
-    ) -> Result<String, StoreError> {
+    pub async fn put_file_if_absent(&self, bucket: &str, key: &str, path: &Path, content_type: &str) -> Result<String, StoreError> {
         let body = ByteStream::read_from()
             .path(path)
             .build()
             .await
-            .map_err(|error| StoreError::File {
-                path: path.display().to_string(),
-                source: std::io::Error::other(error),
-            })?;
-        let answer = self
-            .client
-            .put_object()
-            .bucket(bucket)
-            .key(key)
-            .content_type(content_type)
-            .if_none_match("*")
-            .body(body)
-            .send()
-            .await;
-        Ok(unquoted(
-            answer
-                .map_err(|error| classify(bucket, key, error))?
-                .e_tag(),
-        ))
+            .map_err(|error| StoreError::File { path: path.display().to_string(), source: std::io::Error::other(error) })?;
+        let answer = self.client.put_object().bucket(bucket).key(key).content_type(content_type).if_none_match("*").body(body).send().await;
+        Ok(unquoted(answer.map_err(|error| classify(bucket, key, error))?.e_tag()))
     }
 
     /// All objects whose keys begin with `prefix`, page by page, in key order.
@@ -422,13 +296,7 @@ impl ObjectStore {
     /// `NotFound` when the bucket does not exist.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<Listed>, StoreError> {
         let mut found = Vec::new();
-        let mut pages = self
-            .client
-            .list_objects_v2()
-            .bucket(bucket)
-            .prefix(prefix)
-            .into_paginator()
-            .send();
+        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| classify(bucket, prefix, error))?;
             for object in page.contents() {
@@ -436,15 +304,8 @@ impl ObjectStore {
                 found.push(Listed {
                     key: key.to_owned(),
                     etag: unquoted(object.e_tag()),
-                    size: object
-                        .size()
-                        .and_then(|size| u64::try_from(size).ok())
-                        .unwrap_or_default(),
-                    modified_unix_ms: object
-                        .last_modified()
-                        .and_then(|at| at.to_millis().ok())
-                        .and_then(|ms| u64::try_from(ms).ok())
-                        .unwrap_or_default(),
+                    size: object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default(),
+                    modified_unix_ms: object.last_modified().and_then(|at| at.to_millis().ok()).and_then(|ms| u64::try_from(ms).ok()).unwrap_or_default(),
                 });
             }
         }
@@ -456,15 +317,7 @@ impl ObjectStore {
     /// # Errors
     /// As the store says.
     pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), StoreError> {
-        match self
-            .client
-            .delete_object()
-            .bucket(bucket)
-            .key(key)
-            .send()
-            .await
-            .map_err(|error| classify(bucket, key, error))
-        {
+        match self.client.delete_object().bucket(bucket).key(key).send().await.map_err(|error| classify(bucket, key, error)) {
             Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -474,28 +327,11 @@ impl ObjectStore {
     ///
     /// # Errors
     /// `NotFound` when the source is not there.
-    pub async fn copy(
-        &self,
-        bucket: &str,
-        key: &str,
-        to_bucket: &str,
-        to_key: &str,
-    ) -> Result<String, StoreError> {
+    pub async fn copy(&self, bucket: &str, key: &str, to_bucket: &str, to_key: &str) -> Result<String, StoreError> {
         let source = format!("{bucket}/{}", encoded(key));
-        let answer = self
-            .client
-            .copy_object()
-            .bucket(to_bucket)
-            .key(to_key)
-            .copy_source(source)
-            .send()
-            .await;
+        let answer = self.client.copy_object().bucket(to_bucket).key(to_key).copy_source(source).send().await;
         let answer = answer.map_err(|error| classify(bucket, key, error))?;
-        Ok(unquoted(
-            answer
-                .copy_object_result()
-                .and_then(|result| result.e_tag()),
-        ))
+        Ok(unquoted(answer.copy_object_result().and_then(|result| result.e_tag())))
     }
 
     /// Uploads a file: one request when it is small, else several parts at once. `progress` is told the bytes sent
@@ -512,57 +348,25 @@ impl ObjectStore {
         metadata: &BTreeMap<String, String>,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<String, StoreError> {
-        let local = |source| StoreError::File {
-            path: path.display().to_string(),
-            source,
-        };
+        let local = |source| StoreError::File { path: path.display().to_string(), source };
         let size = tokio::fs::metadata(path).await.map_err(local)?.len();
-        let metadata: std::collections::HashMap<String, String> =
-            metadata.clone().into_iter().collect();
+        let metadata: std::collections::HashMap<String, String> = metadata.clone().into_iter().collect();
         if size <= PART_BYTES {
             let body = Bytes::from(tokio::fs::read(path).await.map_err(local)?);
-            let answer = self
-                .client
-                .put_object()
-                .bucket(bucket)
-                .key(key)
-                .content_type(content_type)
-                .set_metadata(Some(metadata))
-                .body(body.into());
-            let answer = answer
-                .send()
-                .await
-                .map_err(|error| classify(bucket, key, error))?;
+            let answer = self.client.put_object().bucket(bucket).key(key).content_type(content_type).set_metadata(Some(metadata)).body(body.into());
+            let answer = answer.send().await.map_err(|error| classify(bucket, key, error))?;
             progress(size);
             return Ok(unquoted(answer.e_tag()));
         }
-        let begun = self
-            .client
-            .create_multipart_upload()
-            .bucket(bucket)
-            .key(key)
-            .content_type(content_type)
-            .set_metadata(Some(metadata));
-        let begun = begun
-            .send()
-            .await
-            .map_err(|error| classify(bucket, key, error))?;
+        let begun = self.client.create_multipart_upload().bucket(bucket).key(key).content_type(content_type).set_metadata(Some(metadata));
+        let begun = begun.send().await.map_err(|error| classify(bucket, key, error))?;
         let upload_id = begun.upload_id().unwrap_or_default().to_owned();
-        let uploaded = self
-            .upload_parts(bucket, key, path, size, &upload_id, progress)
-            .await;
+        let uploaded = self.upload_parts(bucket, key, path, size, &upload_id, progress).await;
         match uploaded {
             Ok(etag) => Ok(etag),
             Err(error) => {
                 // The first error is the one to tell; an abort that fails too leaves parts that the store expires.
-                let aborted = self
-                    .client
-                    .abort_multipart_upload()
-                    .bucket(bucket)
-                    .key(key)
-                    .upload_id(&upload_id)
-                    .send()
-                    .await;
+                let aborted = self.client.abort_multipart_upload().bucket(bucket).key(key).upload_id(&upload_id).send().await;
                 if aborted.is_err() {
                     tracing::warn!(bucket, key, "multipart upload could not be aborted");
                 }
@@ -584,17 +388,7 @@ impl ObjectStore {
         let part_bytes = PART_BYTES.max(size.div_ceil(10_000));
         let mut sent = 0;
         let mut parts = futures::stream::iter(0..size.div_ceil(part_bytes))
-            .map(|index| {
-                self.upload_part(
-                    bucket,
-                    key,
-                    path,
-                    upload_id,
-                    index,
-                    part_bytes.min(size - index * part_bytes),
-                    part_bytes,
-                )
-            })
+            .map(|index| self.upload_part(bucket, key, path, upload_id, index, part_bytes.min(size - index * part_bytes), part_bytes))
             .buffer_unordered(PARTS_AT_ONCE);
         let mut completed = Vec::new();
         while let Some((part, length)) = parts.try_next().await? {
@@ -603,23 +397,9 @@ impl ObjectStore {
             completed.push(part);
         }
         completed.sort_by_key(|part| part.part_number());
-        let completed = CompletedMultipartUpload::builder()
-            .set_parts(Some(completed))
-            .build();
-        let answer = self
-            .client
-            .complete_multipart_upload()
-            .bucket(bucket)
-            .key(key)
-            .upload_id(upload_id)
-            .multipart_upload(completed)
-            .send()
-            .await;
-        Ok(unquoted(
-            answer
-                .map_err(|error| classify(bucket, key, error))?
-                .e_tag(),
-        ))
+        let completed = CompletedMultipartUpload::builder().set_parts(Some(completed)).build();
+        let answer = self.client.complete_multipart_upload().bucket(bucket).key(key).upload_id(upload_id).multipart_upload(completed).send().await;
+        Ok(unquoted(answer.map_err(|error| classify(bucket, key, error))?.e_tag()))
     }
 
     #[allow(clippy::too_many_arguments)] // one part's coordinates; a struct would only rename them
@@ -633,51 +413,27 @@ impl ObjectStore {
         length: u64,
         part_bytes: u64,
     ) -> Result<(CompletedPart, u64), StoreError> {
-        let body = ByteStream::read_from()
-            .path(path)
-            .offset(index * part_bytes)
-            .length(Length::Exact(length))
-            .build()
-            .await;
-        let body = body.map_err(|error| StoreError::File {
-            path: path.display().to_string(),
-            source: std::io::Error::other(error),
-        })?;
+        let body = ByteStream::read_from().path(path).offset(index * part_bytes).length(Length::Exact(length)).build().await;
+        let body = body.map_err(|error| StoreError::File { path: path.display().to_string(), source: std::io::Error::other(error) })?;
         let number = i32::try_from(index + 1).unwrap_or(i32::MAX);
-        let answer = self
-            .client
-            .upload_part()
-            .bucket(bucket)
-            .key(key)
-            .upload_id(upload_id)
-            .part_number(number)
-            .body(body)
-            .send()
-            .await;
+        let answer = self.client.upload_part().bucket(bucket).key(key).upload_id(upload_id).part_number(number).body(body).send().await;
         let answer = answer.map_err(|error| classify(bucket, key, error))?;
-        Ok((
-            CompletedPart::builder()
-                .part_number(number)
-                .set_e_tag(answer.e_tag().map(str::to_owned))
-                .build(),
-            length,
-        ))
+        Ok((CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag().map(str::to_owned)).build(), length))
     }
 }
 
 /// Percent-encodes a key for a copy source: everything but unreserved characters and `/`.
 fn encoded(key: &str) -> String {
     use std::fmt::Write as _;
-    key.bytes()
-        .fold(String::with_capacity(key.len()), |mut text, byte| {
-            if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-                text.push(char::from(byte));
-            } else {
-                // Writing to a String cannot fail.
-                let _ = write!(text, "%{byte:02X}");
-            }
-            text
-        })
+    key.bytes().fold(String::with_capacity(key.len()), |mut text, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+        text
+    })
 }
 
 /// A wait between tries that doubles from 100 ms up to 2 s.

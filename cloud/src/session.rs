@@ -48,20 +48,10 @@ impl Session {
     ///
     /// Makes no network call: credentials are fetched by the first request that needs them.
     pub async fn load(endpoints: Endpoints) -> Self {
-        let region = endpoints
-            .region
-            .or_else(|| variable("AWS_REGION"))
-            .unwrap_or_else(|| "us-east-1".to_owned());
-        let endpoint_url = endpoints
-            .endpoint_url
-            .or_else(|| variable("AWS_ENDPOINT_URL"));
-        let s3_endpoint_url = endpoints
-            .s3_endpoint_url
-            .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
-            .or_else(|| endpoint_url.clone());
-        let http = HttpBuilder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .build_https();
+        let region = endpoints.region.or_else(|| variable("AWS_REGION")).unwrap_or_else(|| "us-east-1".to_owned());
+        let endpoint_url = endpoints.endpoint_url.or_else(|| variable("AWS_ENDPOINT_URL"));
+        let s3_endpoint_url = endpoints.s3_endpoint_url.or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| endpoint_url.clone());
+        let http = HttpBuilder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(2))
             // Time to the first byte of the answer, not of the whole body: a big object may stream for minutes.
@@ -71,23 +61,14 @@ impl Session {
             .region(Region::new(region))
             .http_client(http)
             .timeout_config(timeouts)
-            .retry_config(
-                RetryConfig::standard()
-                    .with_max_attempts(4)
-                    .with_initial_backoff(Duration::from_millis(100)),
-            );
+            .retry_config(RetryConfig::standard().with_max_attempts(4).with_initial_backoff(Duration::from_millis(100)));
         if let Some(url) = &endpoint_url {
             loader = loader.endpoint_url(url);
         }
         if let Some((access_key, secret_key)) = endpoints.credentials {
-            loader = loader.credentials_provider(Credentials::new(
-                access_key, secret_key, None, None, "settings",
-            ));
+            loader = loader.credentials_provider(Credentials::new(access_key, secret_key, None, None, "settings"));
         }
-        Self {
-            shared: loader.load().await,
-            s3_endpoint_url,
-        }
+        Self { shared: loader.load().await, s3_endpoint_url }
     }
 
     /// The configuration for any service but S3.

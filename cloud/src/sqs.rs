@@ -25,25 +25,15 @@ pub struct Queues {
 impl Queues {
     /// A client of the session's region and endpoint.
     pub fn new(session: &Session) -> Self {
-        Self {
-            client: Client::new(session.shared()),
-        }
+        Self { client: Client::new(session.shared()) }
     }
 
     /// Sends one message with string attributes to the queue of that name (made if missing) or URL.
     ///
     /// # Errors
     /// When the queue cannot be reached, or refuses.
-    pub async fn send(
-        &self,
-        queue: &str,
-        body: String,
-        attributes: &BTreeMap<String, String>,
-    ) -> Result<(), QueueError> {
-        let failed = |reason: String| QueueError {
-            queue: queue.to_owned(),
-            reason,
-        };
+    pub async fn send(&self, queue: &str, body: String, attributes: &BTreeMap<String, String>) -> Result<(), QueueError> {
+        let failed = |reason: String| QueueError { queue: queue.to_owned(), reason };
         let url = if queue.contains("://") {
             queue.to_owned()
         } else {
@@ -59,17 +49,10 @@ impl Queues {
         };
         let mut request = self.client.send_message().queue_url(url).message_body(body);
         for (name, value) in attributes {
-            let value = MessageAttributeValue::builder()
-                .data_type("String")
-                .string_value(value)
-                .build()
-                .map_err(|error| failed(error.to_string()))?;
+            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build().map_err(|error| failed(error.to_string()))?;
             request = request.message_attributes(name, value);
         }
-        request
-            .send()
-            .await
-            .map_err(|error| failed(DisplayErrorContext(error).to_string()))?;
+        request.send().await.map_err(|error| failed(DisplayErrorContext(error).to_string()))?;
         Ok(())
     }
 }

@@ -117,7 +117,9 @@ impl Control {
     async fn note_brake(&self, brake: &Brake) {
         let was = self.findings.borrow().brake.clone();
         let (kind, detail) = match (was, brake) {
-            (Brake::Open, Brake::Closed { silent, of, place }) => ("brake closed", format!("{silent} of {of} nodes of {place} fell silent together: silence moves nothing")),
+            (Brake::Open, Brake::Closed { silent, of, place }) => {
+                ("brake closed", format!("{silent} of {of} nodes of {place} fell silent together: silence moves nothing"))
+            }
             (Brake::Closed { .. }, Brake::Open) => ("brake open", "silence is believed again".to_owned()),
             _ => return,
         };
@@ -177,4 +179,3 @@ pub fn lifecycle_name(lifecycle: Lifecycle) -> &'static str {
         Lifecycle::Fenced => "fenced",
     }
 }
-

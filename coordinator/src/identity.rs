@@ -90,7 +90,8 @@ impl Verifier {
     pub async fn verify(&self, claim: &Claim<'_>) -> Result<Instance, Refusal> {
         self.verify_document(claim)?;
         let asked = self.compute.describe_instance(claim.instance_id).await;
-        let instance = asked.map_err(|error| if error.is_not_found() { Refusal::Unknown(claim.instance_id.to_owned()) } else { Refusal::Later(error.to_string()) })?;
+        let instance =
+            asked.map_err(|error| if error.is_not_found() { Refusal::Unknown(claim.instance_id.to_owned()) } else { Refusal::Later(error.to_string()) })?;
         if !matches!(instance.state, InstanceState::Running | InstanceState::Pending) {
             return Err(Refusal::NotRunning(instance.state.as_str()));
         }

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Parser;
-use tokio::{signal::unix::SignalKind, sync::{Notify, watch}};
+use tokio::{
+    signal::unix::SignalKind,
+    sync::{Notify, watch},
+};
 use tonic::transport::Server;
 use tracing::info;
 use tracing_subscriber::EnvFilter;

@@ -53,34 +53,19 @@ pub struct Outgoing {
 
 impl Network {
     /// Member `id` at `own`, among `members` (itself may be listed). Connects to nobody before [`Network::service`].
-    pub fn new(
-        cluster: String,
-        id: u64,
-        own: IpAddr,
-        members: BTreeMap<u64, SocketAddr>,
-    ) -> Network {
+    pub fn new(cluster: String, id: u64, own: IpAddr, members: BTreeMap<u64, SocketAddr>) -> Network {
         let (mut senders, mut links) = (BTreeMap::new(), Vec::new());
         for (&peer, &address) in members.iter().filter(|(peer, _)| **peer != id) {
             let (sender, parcels) = mpsc::channel(QUEUE);
             senders.insert(peer, sender);
             links.push(Link { peer, address, from: own, parcels });
         }
-        Network {
-            cluster,
-            id,
-            members: members.into_keys().collect(),
-            senders,
-            links: Mutex::new(links),
-        }
+        Network { cluster, id, members: members.into_keys().collect(), senders, links: Mutex::new(links) }
     }
 
     /// What to give to [`crate::raft::start`].
     pub fn outgoing(&self) -> Outgoing {
-        Outgoing {
-            cluster: self.cluster.clone(),
-            id: self.id,
-            senders: self.senders.clone(),
-        }
+        Outgoing { cluster: self.cluster.clone(), id: self.id, senders: self.senders.clone() }
     }
 
     /// Starts the outgoing streams (on the current runtime; they end when the raft thread does) and gives the service.
@@ -89,26 +74,15 @@ impl Network {
         for link in links {
             tokio::spawn(link.run(raft.clone()));
         }
-        PeersServer::new(PeersApi {
-            cluster: self.cluster.clone(),
-            id: self.id,
-            members: self.members.clone(),
-            raft,
-            state_hash: Arc::new(|| 0),
-        })
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        PeersServer::new(PeersApi { cluster: self.cluster.clone(), id: self.id, members: self.members.clone(), raft, state_hash: Arc::new(|| 0) })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 }
 
 impl Outbox for Outgoing {
     fn send(&mut self, message: Message) {
         let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
-        let envelope = Envelope {
-            cluster: self.cluster.clone(),
-            from: self.id,
-            to: message.to,
-            message: message.encode_to_vec(),
-        };
+        let envelope = Envelope { cluster: self.cluster.clone(), from: self.id, to: message.to, message: message.encode_to_vec() };
         // A dropped message is repeated by Raft; a dropped snapshot by the leader's next probe.
         if let Some(sender) = self.senders.get(&message.to) {
             let _ = sender.try_send(Parcel { envelope, snapshot });
@@ -118,16 +92,15 @@ impl Outbox for Outgoing {
 
 impl Link {
     async fn run(mut self, raft: RaftHandle) {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
-            .map(|endpoint| {
-                endpoint
-                    .local_address(Some(self.from))
-                    .connect_timeout(Duration::from_secs(1))
-                    .tcp_nodelay(true)
-                    .http2_keep_alive_interval(Duration::from_millis(500))
-                    .keep_alive_timeout(Duration::from_secs(1))
-                    .keep_alive_while_idle(true)
-            });
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map(|endpoint| {
+            endpoint
+                .local_address(Some(self.from))
+                .connect_timeout(Duration::from_secs(1))
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(Duration::from_millis(500))
+                .keep_alive_timeout(Duration::from_secs(1))
+                .keep_alive_while_idle(true)
+        });
         let Ok(endpoint) = endpoint else { return };
         let mut backoff = BACKOFF_MIN;
         loop {
@@ -200,21 +173,15 @@ pub struct PeersApi {
 impl PeersApi {
     fn check(&self, envelope: &Envelope) -> Result<Message, Status> {
         if envelope.cluster != self.cluster || envelope.to != self.id {
-            return Err(Status::permission_denied(format!(
-                "this is member {} of cluster {:?}",
-                self.id, self.cluster
-            )));
+            return Err(Status::permission_denied(format!("this is member {} of cluster {:?}", self.id, self.cluster)));
         }
-        let message = Message::decode(envelope.message.as_slice())
-            .map_err(|_| Status::invalid_argument("not a raft message"))?;
+        let message = Message::decode(envelope.message.as_slice()).map_err(|_| Status::invalid_argument("not a raft message"))?;
         let member = envelope.from != self.id && self.members.contains(&envelope.from);
         if !member || message.from != envelope.from || message.to != self.id {
             return Err(Status::permission_denied("sender or receiver do not match the envelope"));
         }
         match message.get_msg_type() {
-            MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => {
-                Err(Status::permission_denied("peers may not propose"))
-            }
+            MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => Err(Status::permission_denied("peers may not propose")),
             _ => Ok(message),
         }
     }
@@ -222,10 +189,7 @@ impl PeersApi {
 
 #[tonic::async_trait]
 impl Peers for PeersApi {
-    async fn send(
-        &self,
-        request: Request<Streaming<Envelope>>,
-    ) -> Result<Response<SendSummary>, Status> {
+    async fn send(&self, request: Request<Streaming<Envelope>>) -> Result<Response<SendSummary>, Status> {
         let mut envelopes = request.into_inner();
         let mut accepted = 0;
         while let Some(envelope) = envelopes.message().await? {
@@ -238,10 +202,7 @@ impl Peers for PeersApi {
         Ok(Response::new(SendSummary { accepted }))
     }
 
-    async fn identify(
-        &self,
-        request: Request<IdentifyRequest>,
-    ) -> Result<Response<IdentifyResponse>, Status> {
+    async fn identify(&self, request: Request<IdentifyRequest>) -> Result<Response<IdentifyResponse>, Status> {
         let cluster = request.into_inner().cluster;
         if cluster != self.cluster {
             return Err(Status::permission_denied(format!("this is cluster {:?}", self.cluster)));

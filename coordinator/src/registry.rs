@@ -183,11 +183,7 @@ impl Registry {
         let now = self.now_ms();
         let inner = self.lock();
         let Some(entry) = inner.entries.get(node) else { return NodeView::default() };
-        NodeView {
-            silent_ms: entry.heard_ms.map_or(0, |heard| now.saturating_sub(heard)),
-            heard: entry.heard_ms.is_some(),
-            measures: entry.measures,
-        }
+        NodeView { silent_ms: entry.heard_ms.map_or(0, |heard| now.saturating_sub(heard)), heard: entry.heard_ms.is_some(), measures: entry.measures }
     }
 }
 

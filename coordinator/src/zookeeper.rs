@@ -221,7 +221,8 @@ async fn read_kafka(client: &Client) -> Result<KafkaSeen, Failure> {
     let mut kafka = KafkaSeen::default();
     for id in children(client, "/brokers/ids").await? {
         let Some(broker) = read::<Broker>(client, &format!("/brokers/ids/{id}")).await? else { continue };
-        let endpoint = broker.endpoints.first().and_then(|endpoint| endpoint.split("://").nth(1)).and_then(|at| at.rsplit_once(':')).map(|(host, _)| host.to_owned());
+        let endpoint =
+            broker.endpoints.first().and_then(|endpoint| endpoint.split("://").nth(1)).and_then(|at| at.rsplit_once(':')).map(|(host, _)| host.to_owned());
         if let (Ok(id), Some(address)) = (id.parse(), endpoint.or(broker.host)) {
             kafka.registered.insert(id, address);
         }

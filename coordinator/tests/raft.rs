@@ -133,7 +133,9 @@ async fn a_write_cut_short_is_dropped_and_everything_before_it_stays() {
 #[tokio::test]
 async fn child_proposes_until_killed() {
     let Ok(directory) = std::env::var("VP_TEST_CHILD") else { return };
-    let node = open(Path::new(&directory), &identity(1), Config { snapshot_every: 500, keep_entries: 50, cache_every: 70, ..config(1, &[1]) }, Counter::default()).unwrap();
+    let node =
+        open(Path::new(&directory), &identity(1), Config { snapshot_every: 500, keep_entries: 50, cache_every: 70, ..config(1, &[1]) }, Counter::default())
+            .unwrap();
     let (handle, _ended) = start(node, Nobody);
     until("lead", &handle, |s| s.leads()).await;
     loop {

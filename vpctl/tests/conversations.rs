@@ -22,16 +22,10 @@ impl Scripted {
     fn led(&self, call: String) -> Result<(), Status> {
         if let Some(leader) = &self.leader {
             let mut status = Status::failed_precondition("this coordinator does not lead");
-            status.metadata_mut().insert(
-                vp_proto::LEADER_KEY,
-                leader.parse().expect("an address is metadata"),
-            );
+            status.metadata_mut().insert(vp_proto::LEADER_KEY, leader.parse().expect("an address is metadata"));
             return Err(status);
         }
-        self.asked
-            .lock()
-            .expect("no test panics holding it")
-            .push(call);
+        self.asked.lock().expect("no test panics holding it").push(call);
         Ok(())
     }
 }
@@ -44,70 +38,38 @@ impl Operators for Scripted {
 
     async fn plan(&self, _: Request<PlanRequest>) -> Result<Response<PlanReport>, Status> {
         self.led("plan".to_owned())?;
-        let gate = Gate {
-            subject: "kafka-2".into(),
-            closed_by: "no proof".into(),
-            opens_when: "EC2 says terminated".into(),
-        };
-        Ok(Response::new(PlanReport {
-            revision: 9,
-            actions: vec!["grant kafka-1 to i-2".into()],
-            gates: vec![gate],
-        }))
+        let gate = Gate { subject: "kafka-2".into(), closed_by: "no proof".into(), opens_when: "EC2 says terminated".into() };
+        Ok(Response::new(PlanReport { revision: 9, actions: vec!["grant kafka-1 to i-2".into()], gates: vec![gate] }))
     }
 
-    async fn explain(
-        &self,
-        request: Request<ExplainRequest>,
-    ) -> Result<Response<Explanation>, Status> {
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
         let slot = request.into_inner().slot.unwrap_or_default();
         self.led(format!("explain {slot}"))?;
         if slot.role != "kafka" {
             return Err(Status::not_found(format!("slot {slot} does not exist")));
         }
-        Ok(Response::new(Explanation {
-            sentences: vec!["It waits for its volume.".into()],
-            ..Default::default()
-        }))
+        Ok(Response::new(Explanation { sentences: vec!["It waits for its volume.".into()], ..Default::default() }))
     }
 
     type EventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
 
-    async fn events(
-        &self,
-        request: Request<EventsRequest>,
-    ) -> Result<Response<Self::EventsStream>, Status> {
+    async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let request = request.into_inner();
         self.led(format!("events after {}", request.after_revision))?;
-        let event = |revision| Event {
-            revision,
-            unix_ms: 0,
-            kind: "slot granted".into(),
-            subject: "kafka-1".into(),
-            detail: "to i-2".into(),
-        };
-        let events = [3, 3, 8]
-            .map(event)
-            .into_iter()
-            .filter(move |e| e.revision > request.after_revision)
-            .map(Ok);
+        let event = |revision| Event { revision, unix_ms: 0, kind: "slot granted".into(), subject: "kafka-1".into(), detail: "to i-2".into() };
+        let events = [3, 3, 8].map(event).into_iter().filter(move |e| e.revision > request.after_revision).map(Ok);
         Ok(Response::new(Box::pin(futures::stream::iter(events))))
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Accepted>, Status> {
         let request = request.into_inner();
         self.led(format!("drain {} {}", request.instance_id, request.undo))?;
-        Ok(Response::new(Accepted {
-            revision: 12,
-            note: String::new(),
-        }))
+        Ok(Response::new(Accepted { revision: 12, note: String::new() }))
     }
 }
 
 async fn serve(coordinator: Scripted) -> String {
-    let listener = tokio::net::TcpListener::bind("127.38.9.1:0")
-        .await
-        .expect("a port is free");
+    let listener = tokio::net::TcpListener::bind("127.38.9.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("it is bound").to_string();
     let server = tonic::transport::Server::builder().add_service(OperatorsServer::new(coordinator));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
@@ -122,22 +84,12 @@ fn status(health: Health) -> ClusterStatus {
         lifecycle: "ready".into(),
         ..Default::default()
     };
-    ClusterStatus {
-        cluster: "dev".into(),
-        revision: 9,
-        term: 2,
-        health: health.into(),
-        nodes: vec![node("i-0ab"), node("i-0cde")],
-        ..Default::default()
-    }
+    ClusterStatus { cluster: "dev".into(), revision: 9, term: 2, health: health.into(), nodes: vec![node("i-0ab"), node("i-0cde")], ..Default::default() }
 }
 
 async fn vpctl(coordinators: &str, words: &[&str]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_vpctl"));
-    command
-        .env_remove("VP_STATE")
-        .args(["--coordinators", coordinators])
-        .args(words);
+    command.env_remove("VP_STATE").args(["--coordinators", coordinators]).args(words);
     command.output().await.expect("vpctl runs")
 }
 
@@ -147,18 +99,10 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn the_exit_code_of_status_is_the_health_and_json_says_the_same() {
-    let cases = [
-        (Health::Healthy, 0, "healthy"),
-        (Health::Degraded, 2, "degraded"),
-        (Health::NoTolerance, 3, "no_tolerance"),
-        (Health::QuorumLost, 4, "quorum_lost"),
-    ];
+    let cases =
+        [(Health::Healthy, 0, "healthy"), (Health::Degraded, 2, "degraded"), (Health::NoTolerance, 3, "no_tolerance"), (Health::QuorumLost, 4, "quorum_lost")];
     for (health, code, word) in cases {
-        let address = serve(Scripted {
-            status: status(health),
-            ..Default::default()
-        })
-        .await;
+        let address = serve(Scripted { status: status(health), ..Default::default() }).await;
         let output = vpctl(&address, &["status", "-o", "json"]).await;
         assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -172,43 +116,22 @@ async fn the_exit_code_of_status_is_the_health_and_json_says_the_same() {
 async fn status_prefers_the_leaders_view_even_when_only_a_follower_is_named() {
     let mut led = status(Health::Healthy);
     led.leader_id = 2;
-    let leader = Scripted {
-        status: led.clone(),
-        ..Default::default()
-    };
+    let leader = Scripted { status: led.clone(), ..Default::default() };
     let leader_port = serve(leader).await;
-    let coordinator = CoordinatorStatus {
-        id: 2,
-        address: leader_port.clone(),
-        leader: true,
-        reachable: true,
-        ..Default::default()
-    };
+    let coordinator = CoordinatorStatus { id: 2, address: leader_port.clone(), leader: true, reachable: true, ..Default::default() };
     let mut stale = status(Health::Degraded);
     stale.leader_id = 2;
     stale.coordinators = vec![coordinator];
-    let follower = serve(Scripted {
-        status: stale,
-        ..Default::default()
-    })
-    .await;
+    let follower = serve(Scripted { status: stale, ..Default::default() }).await;
     assert_eq!(vpctl(&follower, &["status"]).await.status.code(), Some(0));
 }
 
 #[tokio::test]
 async fn other_calls_follow_the_hint_to_the_leader_past_a_dead_coordinator() {
-    let leader = Scripted {
-        status: status(Health::Healthy),
-        ..Default::default()
-    };
+    let leader = Scripted { status: status(Health::Healthy), ..Default::default() };
     let asked = leader.asked.clone();
     let leader_address = serve(leader).await;
-    let follower = serve(Scripted {
-        leader: Some(leader_address),
-        status: status(Health::Healthy),
-        ..Default::default()
-    })
-    .await;
+    let follower = serve(Scripted { leader: Some(leader_address), status: status(Health::Healthy), ..Default::default() }).await;
     let all = format!("127.38.9.9:1,{follower}");
 
     let plan = vpctl(&all, &["plan"]).await;
@@ -217,84 +140,47 @@ async fn other_calls_follow_the_hint_to_the_leader_past_a_dead_coordinator() {
         "PLAN  at revision 9\n  grant kafka-1 to i-2\n\nWAITING\n  WANTED   CLOSED BY  OPENS WHEN\n  kafka-2  no proof   EC2 says terminated\n"
     );
     let explain = vpctl(&all, &["explain", "kafka-2"]).await;
-    assert!(
-        text(&explain.stdout).contains("It waits for its volume."),
-        "{}",
-        text(&explain.stderr)
-    );
+    assert!(text(&explain.stdout).contains("It waits for its volume."), "{}", text(&explain.stderr));
     let drain = vpctl(&all, &["drain", "i-0a"]).await;
     assert_eq!(text(&drain.stdout), "i-0ab is drained as of revision 12\n");
-    assert_eq!(
-        *asked.lock().expect("no test panics holding it"),
-        ["plan", "explain kafka-2", "drain i-0ab false"]
-    );
+    assert_eq!(*asked.lock().expect("no test panics holding it"), ["plan", "explain kafka-2", "drain i-0ab false"]);
 }
 
 #[tokio::test]
 async fn events_are_lines_for_people_and_objects_for_programs() {
-    let address = serve(Scripted {
-        status: status(Health::Healthy),
-        ..Default::default()
-    })
-    .await;
+    let address = serve(Scripted { status: status(Health::Healthy), ..Default::default() }).await;
     let people = vpctl(&address, &["events"]).await;
     let line = "1970-01-01 00:00:00.000      8  slot granted       kafka-1                to i-2";
     assert_eq!(text(&people.stdout).lines().count(), 3);
     assert_eq!(text(&people.stdout).lines().last(), Some(line));
     let programs = vpctl(&address, &["events", "--after", "3", "-o", "json"]).await;
-    assert_eq!(
-        text(&programs.stdout),
-        "{\"revision\":8,\"unix_ms\":0,\"kind\":\"slot granted\",\"subject\":\"kafka-1\",\"detail\":\"to i-2\"}\n"
-    );
+    assert_eq!(text(&programs.stdout), "{\"revision\":8,\"unix_ms\":0,\"kind\":\"slot granted\",\"subject\":\"kafka-1\",\"detail\":\"to i-2\"}\n");
 }
 
 #[tokio::test]
 async fn what_the_leader_refuses_is_told_and_not_tried_again() {
-    let leader = Scripted {
-        status: status(Health::Healthy),
-        ..Default::default()
-    };
+    let leader = Scripted { status: status(Health::Healthy), ..Default::default() };
     let asked = leader.asked.clone();
     let address = serve(leader).await;
     let output = vpctl(&address, &["explain", "redis-1"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("slot redis-1 does not exist"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("slot redis-1 does not exist"), "{}", text(&output.stderr));
     assert_eq!(asked.lock().expect("no test panics holding it").len(), 1);
 }
 
 #[tokio::test]
 async fn without_a_leader_the_search_ends_and_says_so() {
-    let nobody = Scripted {
-        leader: Some(String::new()),
-        status: status(Health::QuorumLost),
-        ..Default::default()
-    };
+    let nobody = Scripted { leader: Some(String::new()), status: status(Health::QuorumLost), ..Default::default() };
     let address = serve(nobody).await;
     let output = vpctl(&address, &["plan"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("no coordinator leads"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("no coordinator leads"), "{}", text(&output.stderr));
 }
 
 #[tokio::test]
 async fn a_drill_without_tolerance_is_refused_before_anything_is_killed() {
-    let address = serve(Scripted {
-        status: status(Health::NoTolerance),
-        ..Default::default()
-    })
-    .await;
+    let address = serve(Scripted { status: status(Health::NoTolerance), ..Default::default() }).await;
     let output = vpctl(&address, &["drill", "i-0ab"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("--force"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("--force"), "{}", text(&output.stderr));
 }

@@ -5,20 +5,10 @@ use std::process::{Command, Output};
 fn vpctl(words: &[&str]) -> Output {
     let state = std::env::temp_dir().join("vpctl-words-no-region");
     let mut command = Command::new(env!("CARGO_BIN_EXE_vpctl"));
-    for name in [
-        "VP_COORDINATORS",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "VP_UPLOADS_BUCKET",
-        "VP_RESULTS_BUCKET",
-    ] {
+    for name in ["VP_COORDINATORS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "VP_UPLOADS_BUCKET", "VP_RESULTS_BUCKET"] {
         command.env_remove(name);
     }
-    command
-        .env("VP_STATE", state)
-        .args(words)
-        .output()
-        .expect("vpctl runs")
+    command.env("VP_STATE", state).args(words).output().expect("vpctl runs")
 }
 
 fn stderr(output: &Output) -> String {
@@ -32,14 +22,8 @@ fn wrong_words_end_with_64_and_name_what_is_wrong() {
         (&["statsu"], "statsu"),
         (&["submit"], "FILE"),
         (&["status", "-o", "xml"], "xml"),
-        (
-            &["explain", "kafka", "--coordinators", "127.0.0.1:1"],
-            "ROLE-INDEX",
-        ),
-        (
-            &["status", "--coordinators", "http://127.0.0.1"],
-            "HOST:PORT",
-        ),
+        (&["explain", "kafka", "--coordinators", "127.0.0.1:1"], "ROLE-INDEX"),
+        (&["status", "--coordinators", "http://127.0.0.1"], "HOST:PORT"),
         (&["submit", "a.mp4", "--output", "out"], "--wait"),
         (&["drill", "i-1", "--role", "kafka"], "--role"),
         (&["dev", "up", "--network", "7"], "20..=254"),
@@ -48,17 +32,8 @@ fn wrong_words_end_with_64_and_name_what_is_wrong() {
     ];
     for (words, named) in cases {
         let output = vpctl(words);
-        assert_eq!(
-            output.status.code(),
-            Some(64),
-            "{words:?}: {}",
-            stderr(&output)
-        );
-        assert!(
-            stderr(&output).contains(named),
-            "{words:?}: {}",
-            stderr(&output)
-        );
+        assert_eq!(output.status.code(), Some(64), "{words:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(named), "{words:?}: {}", stderr(&output));
     }
 }
 
@@ -73,21 +48,10 @@ fn help_and_version_are_answers() {
 
 #[test]
 fn without_a_cluster_each_command_ends_with_1_and_says_how_to_get_one() {
-    for words in [
-        &["status"][..],
-        &["nodes"],
-        &["plan"],
-        &["jobs", "list"],
-        &["drill"],
-        &["submit", "a.mp4"],
-    ] {
+    for words in [&["status"][..], &["nodes"], &["plan"], &["jobs", "list"], &["drill"], &["submit", "a.mp4"]] {
         let output = vpctl(words);
         assert_eq!(output.status.code(), Some(1), "{words:?}");
-        assert!(
-            stderr(&output).contains("vpctl dev up"),
-            "{words:?}: {}",
-            stderr(&output)
-        );
+        assert!(stderr(&output).contains("vpctl dev up"), "{words:?}: {}", stderr(&output));
         assert!(output.stdout.is_empty(), "{words:?}: an error is no answer");
     }
 }
@@ -97,32 +61,18 @@ fn a_coordinator_that_does_not_answer_is_named_with_the_reason() {
     // Port 1 of the loopback network: nobody listens there.
     let output = vpctl(&["status", "--coordinators", "127.38.0.9:1"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("127.38.0.9:1: connection refused"),
-        "{}",
-        stderr(&output)
-    );
-    assert!(
-        !stderr(&output).contains('\u{1b}'),
-        "no colours off a terminal"
-    );
+    assert!(stderr(&output).contains("127.38.0.9:1: connection refused"), "{}", stderr(&output));
+    assert!(!stderr(&output).contains('\u{1b}'), "no colours off a terminal");
 }
 
 #[test]
 fn a_file_that_is_not_there_is_named_before_anything_is_uploaded() {
     let words = ["submit", "/nonexistent/clip.mp4"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_vpctl"));
-    command
-        .env("AWS_ENDPOINT_URL_S3", "http://127.38.0.9:1")
-        .env("VP_UPLOADS_BUCKET", "u")
-        .env("VP_RESULTS_BUCKET", "r");
+    command.env("AWS_ENDPOINT_URL_S3", "http://127.38.0.9:1").env("VP_UPLOADS_BUCKET", "u").env("VP_RESULTS_BUCKET", "r");
     let output = command.args(words).output().expect("vpctl runs");
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("/nonexistent/clip.mp4: No such file"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("/nonexistent/clip.mp4: No such file"), "{}", stderr(&output));
 }
 
 #[test]
@@ -130,9 +80,6 @@ fn completion_knows_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let output = vpctl(&["completion", shell]);
         assert_eq!(output.status.code(), Some(0));
-        assert!(
-            String::from_utf8_lossy(&output.stdout).contains("drill"),
-            "{shell}"
-        );
+        assert!(String::from_utf8_lossy(&output.stdout).contains("drill"), "{shell}");
     }
 }

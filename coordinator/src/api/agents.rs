@@ -199,17 +199,18 @@ impl Conversation {
             return self.leader.leads();
         }
         let state = self.leader.state();
-        let live = state.nodes.get(&self.node).is_some_and(|node| node.session == self.session && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining));
+        let live =
+            state.nodes.get(&self.node).is_some_and(|node| node.session == self.session && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining));
         if !live {
             return false;
         }
         let granted = |(slot, generation): &(SlotId, Generation)| {
             state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(&self.node) && live.generation == *generation)
         };
-        let renewed = pairs.iter().filter(|pair| granted(pair)).map(|(slot, generation)| v1::SlotGeneration {
-            slot: Some(crate::desired::slot_ref(slot)),
-            generation: generation.0,
-        });
+        let renewed = pairs
+            .iter()
+            .filter(|pair| granted(pair))
+            .map(|(slot, generation)| v1::SlotGeneration { slot: Some(crate::desired::slot_ref(slot)), generation: generation.0 });
         self.say(coordinator_message::Body::Ack(v1::Ack { sequence: heartbeat.sequence, renewed: renewed.collect() }))
     }
 

@@ -155,7 +155,8 @@ impl OperatorsApi {
     }
 
     async fn coordinator(&self, peer: &Peer, leader: u64) -> v1::CoordinatorStatus {
-        let mut status = v1::CoordinatorStatus { id: peer.id, address: peer.address.to_string(), zone: peer.zone.clone(), leader: peer.id == leader, ..Default::default() };
+        let mut status =
+            v1::CoordinatorStatus { id: peer.id, address: peer.address.to_string(), zone: peer.zone.clone(), leader: peer.id == leader, ..Default::default() };
         if peer.id == self.leader.settings.me.id {
             status.reachable = true;
             status.applied = self.leader.raft.status().applied;
@@ -196,7 +197,8 @@ impl OperatorsApi {
 
     fn slot(&self, state: &ClusterState, id: &SlotId, slot: &Slot) -> v1::SlotStatus {
         let holder = state.holder(slot);
-        let report = holder.and_then(|(node, _)| self.leader.registry.report(node, id)).filter(|report| report.generation == slot.generation.0).unwrap_or_default();
+        let report =
+            holder.and_then(|(node, _)| self.leader.registry.report(node, id)).filter(|report| report.generation == slot.generation.0).unwrap_or_default();
         v1::SlotStatus {
             slot: Some(slot_ref(id)),
             generation: slot.generation.0,
@@ -246,7 +248,11 @@ fn sentences(state: &ClusterState, id: &SlotId, slot: &Slot, view: &v1::SlotStat
         Some((node_id, node)) => {
             let doing = if node.lifecycle == Lifecycle::Ready { "" } else { ", which is not ready" };
             said.push(format!("{id} is held by {node_id} ({}, {}){doing}, at generation {}.", node.address, node.zone, slot.generation));
-            said.push(format!("Its process is {}{}.", view.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase(), if view.message.is_empty() { String::new() } else { format!(": {}", view.message) }));
+            said.push(format!(
+                "Its process is {}{}.",
+                view.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase(),
+                if view.message.is_empty() { String::new() } else { format!(": {}", view.message) }
+            ));
         }
         None => said.push(format!("{id} has no holder.")),
     }

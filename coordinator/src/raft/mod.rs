@@ -12,19 +12,12 @@ pub mod node;
 pub mod task;
 
 pub use node::{Config, Machine, Node, NodeError, Outbox};
-pub use task::{
-    Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, start,
-};
+pub use task::{Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, start};
 
 use crate::storage::{DiskStore, Identity, StoreOptions};
 
 /// Opens the member whose disk is `directory`, bootstrapping an empty one with `config.voters`.
-pub fn open<M: Machine>(
-    directory: &std::path::Path,
-    identity: &Identity,
-    config: Config,
-    machine: M,
-) -> Result<Node<DiskStore, M>, NodeError> {
+pub fn open<M: Machine>(directory: &std::path::Path, identity: &Identity, config: Config, machine: M) -> Result<Node<DiskStore, M>, NodeError> {
     let store = DiskStore::open(directory, identity, StoreOptions::default())?;
     Node::new(config, store, machine)
 }

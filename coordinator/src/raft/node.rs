@@ -2,9 +2,7 @@
 //! simulator drives the very same code. Left out: proposals' callers and reads (`task`), transport (`peers`).
 
 use prost_raft::Message as _;
-use raft::eraftpb::{
-    ConfChange, ConfChangeV2, ConfState, Entry, EntryType, Message, Snapshot, SnapshotMetadata,
-};
+use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType, Message, Snapshot, SnapshotMetadata};
 use raft::{RawNode, ReadState, StateRole};
 
 use crate::storage::{self, StorageError, Store};
@@ -131,18 +129,13 @@ impl<S: Store, M: Machine> Node<S, M> {
     pub fn new(options: Config, mut store: S, mut machine: M) -> Result<Self, NodeError> {
         let mut applied = 0;
         if !options.voters.is_empty() {
-            let conf = ConfState {
-                voters: options.voters.clone(),
-                ..Default::default()
-            };
+            let conf = ConfState { voters: options.voters.clone(), ..Default::default() };
             if store.bootstrap(&conf, &machine.snapshot())? {
                 tracing::info!(voters = ?options.voters, "log bootstrapped");
             }
         }
         if let Some(state) = store.load_applied()? {
-            machine
-                .restore(&state.state)
-                .map_err(|error| NodeError::Restore(Box::new(error)))?;
+            machine.restore(&state.state).map_err(|error| NodeError::Restore(Box::new(error)))?;
             applied = state.index;
             machine.batch_done(applied);
         }
@@ -162,14 +155,7 @@ impl<S: Store, M: Machine> Node<S, M> {
         config.validate()?;
         let raw = RawNode::new(&config, store, &super::logger::logger())?;
         let snapshot_index = raw.store().first_index()?.saturating_sub(1);
-        Ok(Node {
-            raw,
-            machine,
-            options,
-            applied,
-            snapshot_index,
-            cached: applied,
-        })
+        Ok(Node { raw, machine, options, applied, snapshot_index, cached: applied })
     }
 
     /// The machine, for reading.
@@ -194,13 +180,7 @@ impl<S: Store, M: Machine> Node<S, M> {
 
     /// Voting members as this member knows them, sorted.
     pub fn voters(&self) -> Vec<u64> {
-        let mut voters: Vec<u64> = self
-            .raw
-            .raft
-            .prs()
-            .conf()
-            .to_conf_state()
-            .voters;
+        let mut voters: Vec<u64> = self.raw.raft.prs().conf().to_conf_state().voters;
         voters.sort_unstable();
         voters
     }
@@ -218,10 +198,7 @@ impl<S: Store, M: Machine> Node<S, M> {
     /// Appends a command on the leader; the (index, term) it will have if it is ever committed.
     pub fn propose(&mut self, command: Vec<u8>) -> raft::Result<(u64, u64)> {
         self.raw.propose(Vec::new(), command)?;
-        Ok((
-            self.raw.raft.raft_log.last_index(),
-            self.raw.raft.term,
-        ))
+        Ok((self.raw.raft.raft_log.last_index(), self.raw.raft.term))
     }
 
     /// Does all pending work in raft-rs's documented order: (a leader's messages), snapshot, entries and hard state with one
@@ -239,9 +216,7 @@ impl<S: Store, M: Machine> Node<S, M> {
                 progress.restored = true;
             }
             progress.reads.append(&mut ready.take_read_states());
-            self.raw
-                .mut_store()
-                .append(ready.entries(), ready.hs(), ready.must_sync())?;
+            self.raw.mut_store().append(ready.entries(), ready.hs(), ready.must_sync())?;
             for message in ready.take_persisted_messages() {
                 outbox.send(message);
             }
@@ -260,9 +235,7 @@ impl<S: Store, M: Machine> Node<S, M> {
     }
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), NodeError> {
-        self.machine
-            .restore(&snapshot.data)
-            .map_err(|error| NodeError::Restore(Box::new(error)))?;
+        self.machine.restore(&snapshot.data).map_err(|error| NodeError::Restore(Box::new(error)))?;
         self.raw.mut_store().install(snapshot)?;
         let index = snapshot.get_metadata().index;
         self.applied = index;
@@ -278,10 +251,7 @@ impl<S: Store, M: Machine> Node<S, M> {
             return Ok(());
         };
         for entry in entries {
-            let malformed = |source| NodeError::Membership {
-                index: entry.index,
-                source,
-            };
+            let malformed = |source| NodeError::Membership { index: entry.index, source };
             match entry.get_entry_type() {
                 EntryType::EntryNormal if entry.data.is_empty() => {} // a new leader's no-op
                 EntryType::EntryNormal => {
@@ -314,12 +284,7 @@ impl<S: Store, M: Machine> Node<S, M> {
     }
 
     fn state(&self) -> Result<storage::Applied, NodeError> {
-        Ok(storage::Applied {
-            index: self.applied,
-            term: self.raw.store().term(self.applied)?,
-            conf: self.conf_state(),
-            state: self.machine.snapshot(),
-        })
+        Ok(storage::Applied { index: self.applied, term: self.raw.store().term(self.applied)?, conf: self.conf_state(), state: self.machine.snapshot() })
     }
 
     fn conf_state(&self) -> ConfState {
@@ -332,26 +297,13 @@ impl<S: Store, M: Machine> Node<S, M> {
             self.snapshot_index = self.applied;
             let applied = self.state()?;
             if applied.state.len() > MAX_SNAPSHOT_BYTES {
-                tracing::error!(
-                    bytes = applied.state.len(),
-                    limit = MAX_SNAPSHOT_BYTES,
-                    "state too large for a snapshot, log not compacted"
-                );
+                tracing::error!(bytes = applied.state.len(), limit = MAX_SNAPSHOT_BYTES, "state too large for a snapshot, log not compacted");
                 return Ok(());
             }
-            let mut snapshot = Snapshot {
-                data: applied.state,
-                ..Default::default()
-            };
-            snapshot.set_metadata(SnapshotMetadata {
-                conf_state: Some(applied.conf),
-                index: applied.index,
-                term: applied.term,
-            });
+            let mut snapshot = Snapshot { data: applied.state, ..Default::default() };
+            snapshot.set_metadata(SnapshotMetadata { conf_state: Some(applied.conf), index: applied.index, term: applied.term });
             let compact_to = applied.index.saturating_sub(self.options.keep_entries);
-            self.raw
-                .mut_store()
-                .save_snapshot(&snapshot, compact_to)?;
+            self.raw.mut_store().save_snapshot(&snapshot, compact_to)?;
             self.cached = self.applied;
         } else if self.applied >= self.cached + self.options.cache_every {
             self.save()?;

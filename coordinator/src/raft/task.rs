@@ -134,10 +134,7 @@ impl RaftHandle {
     /// Appends `command` and waits until it is applied here.
     pub async fn propose(&self, command: Vec<u8>) -> Result<Applied, ProposeError> {
         if command.len() > MAX_COMMAND_BYTES {
-            return Err(ProposeError::TooLarge {
-                bytes: command.len(),
-                limit: MAX_COMMAND_BYTES,
-            });
+            return Err(ProposeError::TooLarge { bytes: command.len(), limit: MAX_COMMAND_BYTES });
         }
         let (reply, answer) = oneshot::channel();
         match self.requests.try_send(Request::Propose(command, reply)) {
@@ -201,29 +198,16 @@ impl RaftHandle {
 }
 
 /// Starts the thread. The future ends when the thread does: `Ok` after [`RaftHandle::stop`], else why it cannot go on.
-pub fn start<S, M, O>(
-    node: Node<S, M>,
-    outbox: O,
-) -> (
-    RaftHandle,
-    impl Future<Output = Result<(), NodeError>> + Send + 'static,
-)
+pub fn start<S, M, O>(node: Node<S, M>, outbox: O) -> (RaftHandle, impl Future<Output = Result<(), NodeError>> + Send + 'static)
 where
     S: Store + Send + 'static,
     M: Machine,
     O: Outbox + Send + 'static,
 {
     let (requests, inbox) = sync_channel(QUEUE);
-    let (status, watched) = watch::channel(Status {
-        id: node.config().id,
-        ..Status::default()
-    });
+    let (status, watched) = watch::channel(Status { id: node.config().id, ..Status::default() });
     let (events, _) = broadcast::channel(64);
-    let handle = RaftHandle {
-        requests,
-        status: watched,
-        events: events.clone(),
-    };
+    let handle = RaftHandle { requests, status: watched, events: events.clone() };
     let (ended, end) = oneshot::channel();
     let spawned = std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
         let mut task = Task {
@@ -364,11 +348,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     fn answer(&mut self, progress: Progress) {
         for (index, term, reply) in progress.replies {
             if let Some((proposed, caller)) = self.proposals.remove(&index) {
-                let answer = if proposed == term {
-                    Ok(Applied { index, reply })
-                } else {
-                    Err(ProposeError::UnknownOutcome)
-                };
+                let answer = if proposed == term { Ok(Applied { index, reply }) } else { Err(ProposeError::UnknownOutcome) };
                 let _ = caller.send(answer);
             }
         }
@@ -398,8 +378,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     }
 
     fn publish(&mut self) {
-        let (applied, established, voters) =
-            (self.node.applied(), self.node.may_read(), self.node.voters());
+        let (applied, established, voters) = (self.node.applied(), self.node.may_read(), self.node.voters());
         let raft = &self.node.raw().raft;
         let status = Status {
             id: raft.id,

@@ -31,11 +31,7 @@ const KEY: &str = "applied";
 const IDENTITY: &str = "identity";
 
 fn open(path: &Path) -> sled::Result<sled::Db> {
-    sled::Config::new()
-        .path(path)
-        .cache_capacity(4 * 1024 * 1024)
-        .flush_every_ms(None)
-        .open()
+    sled::Config::new().path(path).cache_capacity(4 * 1024 * 1024).flush_every_ms(None).open()
 }
 
 impl AppliedCache {
@@ -51,16 +47,12 @@ impl AppliedCache {
             other => {
                 let error = other.err().map(|error| error.to_string());
                 tracing::warn!(path = %path.display(), error, "applied-state cache thrown away, it is rebuilt from the log");
-                std::fs::remove_dir_all(path)
-                    .map_err(|source| StorageError::io("remove", path, source))?;
+                std::fs::remove_dir_all(path).map_err(|source| StorageError::io("remove", path, source))?;
                 open(path)?
             }
         };
         db.insert(IDENTITY, label.as_bytes())?;
-        Ok(AppliedCache {
-            db,
-            path: path.to_owned(),
-        })
+        Ok(AppliedCache { db, path: path.to_owned() })
     }
 
     /// Replaces what is cached and flushes.
@@ -99,10 +91,5 @@ fn decode(bytes: &[u8]) -> Option<Applied> {
     }
     let number = |at| super::frame::u64_at(body, at);
     let (conf, state) = body[24..].split_at_checked(number(16) as usize)?;
-    Some(Applied {
-        index: number(0),
-        term: number(8),
-        conf: ConfState::decode(conf).ok()?,
-        state: state.to_vec(),
-    })
+    Some(Applied { index: number(0), term: number(8), conf: ConfState::decode(conf).ok()?, state: state.to_vec() })
 }

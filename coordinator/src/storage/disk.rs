@@ -21,10 +21,7 @@ pub struct StoreOptions {
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        StoreOptions {
-            segment_bytes: SEGMENT_BYTES,
-            must_exist: false,
-        }
+        StoreOptions { segment_bytes: SEGMENT_BYTES, must_exist: false }
     }
 }
 
@@ -40,15 +37,10 @@ pub struct DiskStore {
 impl DiskStore {
     /// Opens the member's folder `directory` (made when missing), finishing what a crash interrupted. A disk that is
     /// damaged, emptied or somebody else's is refused.
-    pub fn open(
-        directory: &Path,
-        identity: &Identity,
-        options: StoreOptions,
-    ) -> Result<Self, StorageError> {
+    pub fn open(directory: &Path, identity: &Identity, options: StoreOptions) -> Result<Self, StorageError> {
         let log_path = directory.join("log");
         let cache_path = directory.join("applied");
-        std::fs::create_dir_all(directory)
-            .map_err(|source| StorageError::io("create", directory, source))?;
+        std::fs::create_dir_all(directory).map_err(|source| StorageError::io("create", directory, source))?;
         let stored = snapshot::read(directory)?;
         let evidence = if options.must_exist {
             Some("this member has been seen before")
@@ -60,12 +52,7 @@ impl DiskStore {
             None
         };
         let mut log = Log::open(&log_path, identity, options.segment_bytes, evidence)?;
-        let behind = |log: &Log, what, index| StorageError::LogBehind {
-            path: log_path.clone(),
-            last: log.last_index(),
-            what,
-            index,
-        };
+        let behind = |log: &Log, what, index| StorageError::LogBehind { path: log_path.clone(), last: log.last_index(), what, index };
         let (mut conf, mut snapshot_index) = (ConfState::default(), 0);
         if let Some(stored) = stored {
             let metadata = stored.snapshot.get_metadata();
@@ -79,10 +66,7 @@ impl DiskStore {
             conf = metadata.get_conf_state().clone();
             snapshot_index = index;
         } else if log.first_index() > 1 {
-            return Err(StorageError::Emptied {
-                path: directory.to_owned(),
-                evidence: "a compacted log without its snapshot",
-            });
+            return Err(StorageError::Emptied { path: directory.to_owned(), evidence: "a compacted log without its snapshot" });
         }
         let cache = AppliedCache::open(&cache_path, identity)?;
         if let Some(applied) = cache.load()? {
@@ -93,13 +77,7 @@ impl DiskStore {
                 conf = applied.conf;
             }
         }
-        Ok(DiskStore {
-            directory: directory.to_owned(),
-            log,
-            cache,
-            conf,
-            snapshot_index,
-        })
+        Ok(DiskStore { directory: directory.to_owned(), log, cache, conf, snapshot_index })
     }
 
     /// The log, for status and tests.
@@ -109,12 +87,7 @@ impl DiskStore {
 }
 
 impl Store for DiskStore {
-    fn append(
-        &mut self,
-        entries: &[Entry],
-        hard_state: Option<&HardState>,
-        sync: bool,
-    ) -> Result<(), StorageError> {
+    fn append(&mut self, entries: &[Entry], hard_state: Option<&HardState>, sync: bool) -> Result<(), StorageError> {
         let hard_state = hard_state.unwrap_or(self.log.hard_state()).clone();
         if sync || !entries.is_empty() {
             self.log.append(entries, &hard_state)
@@ -126,13 +99,7 @@ impl Store for DiskStore {
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), StorageError> {
         let metadata = snapshot.get_metadata();
-        snapshot::write(
-            &self.directory,
-            &Stored {
-                snapshot: snapshot.clone(),
-                received: true,
-            },
-        )?;
+        snapshot::write(&self.directory, &Stored { snapshot: snapshot.clone(), received: true })?;
         self.log.reset(metadata.index, metadata.term)?;
         self.conf = metadata.get_conf_state().clone();
         self.snapshot_index = metadata.index;
@@ -141,20 +108,9 @@ impl Store for DiskStore {
 
     fn save_snapshot(&mut self, snapshot: &Snapshot, compact_to: u64) -> Result<(), StorageError> {
         let metadata = snapshot.get_metadata();
-        snapshot::write(
-            &self.directory,
-            &Stored {
-                snapshot: snapshot.clone(),
-                received: false,
-            },
-        )?;
+        snapshot::write(&self.directory, &Stored { snapshot: snapshot.clone(), received: false })?;
         self.snapshot_index = metadata.index;
-        self.save_applied(&Applied {
-            index: metadata.index,
-            term: metadata.term,
-            conf: metadata.get_conf_state().clone(),
-            state: snapshot.data.clone(),
-        })?;
+        self.save_applied(&Applied { index: metadata.index, term: metadata.term, conf: metadata.get_conf_state().clone(), state: snapshot.data.clone() })?;
         self.log.compact(compact_to.min(metadata.index))
     }
 
@@ -170,34 +126,20 @@ impl Store for DiskStore {
         }
         Ok(snapshot::read(&self.directory)?.map(|mut stored| {
             let metadata = stored.snapshot.take_metadata();
-            Applied {
-                index: metadata.index,
-                term: metadata.term,
-                conf: metadata.get_conf_state().clone(),
-                state: stored.snapshot.data,
-            }
+            Applied { index: metadata.index, term: metadata.term, conf: metadata.get_conf_state().clone(), state: stored.snapshot.data }
         }))
     }
 
     fn is_empty(&self) -> bool {
-        self.snapshot_index == 0
-            && self.log.last_index() == 0
-            && *self.log.hard_state() == HardState::default()
+        self.snapshot_index == 0 && self.log.last_index() == 0 && *self.log.hard_state() == HardState::default()
     }
 
     fn bootstrap(&mut self, conf: &ConfState, initial: &[u8]) -> Result<bool, StorageError> {
         if !self.is_empty() {
             return Ok(false);
         }
-        let mut snapshot = Snapshot {
-            data: initial.to_vec(),
-            ..Default::default()
-        };
-        snapshot.set_metadata(SnapshotMetadata {
-            conf_state: Some(conf.clone()),
-            index: 1,
-            term: 1,
-        });
+        let mut snapshot = Snapshot { data: initial.to_vec(), ..Default::default() };
+        snapshot.set_metadata(SnapshotMetadata { conf_state: Some(conf.clone()), index: 1, term: 1 });
         self.install(&snapshot)?;
         Ok(true)
     }
@@ -212,13 +154,7 @@ impl Storage for DiskStore {
         Ok(RaftState::new(hard_state, self.conf.clone()))
     }
 
-    fn entries(
-        &self,
-        low: u64,
-        high: u64,
-        max_size: impl Into<Option<u64>>,
-        _: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
+    fn entries(&self, low: u64, high: u64, max_size: impl Into<Option<u64>>, _: GetEntriesContext) -> raft::Result<Vec<Entry>> {
         if low < self.log.first_index() {
             return Err(raft::Error::Store(raft::StorageError::Compacted));
         }

@@ -33,16 +33,7 @@ pub enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        [
-            Kind::Identity,
-            Kind::Base,
-            Kind::HardState,
-            Kind::Entry,
-            Kind::Compact,
-            Kind::Reset,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        [Kind::Identity, Kind::Base, Kind::HardState, Kind::Entry, Kind::Compact, Kind::Reset].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -59,8 +50,7 @@ impl FrameBuilder {
     /// Adds a record; `bytes` is far below 4 GiB (messages are bounded to megabytes).
     pub fn record(&mut self, kind: Kind, bytes: &[u8]) -> &mut Self {
         self.0.push(kind as u8);
-        self.0
-            .extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        self.0.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
         self.0.extend_from_slice(bytes);
         self
     }
@@ -97,11 +87,7 @@ impl FrameBuilder {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
     /// A whole frame; the next one begins at `next`.
-    Frame {
-        sequence: u64,
-        payload: &'a [u8],
-        next: usize,
-    },
+    Frame { sequence: u64, payload: &'a [u8], next: usize },
     /// Only zeros from here on.
     End,
     /// A write that was cut short (never acknowledged) and nothing after it.
@@ -111,18 +97,12 @@ pub enum Found<'a> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
 /// The little-endian number at `at`, 0 when out of range.
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 /// A whole frame at `at`, if its checksums hold.
@@ -143,31 +123,21 @@ pub fn read(segment: &[u8], at: usize, sequence: u64) -> Found<'_> {
         if found != sequence {
             return Found::Damaged(format!("frame {found} where {sequence} belongs"));
         }
-        return Found::Frame {
-            sequence,
-            payload,
-            next,
-        };
+        return Found::Frame { sequence, payload, next };
     }
     let rest = segment.get(at..).unwrap_or_default();
     if rest.iter().all(|byte| *byte == 0) {
         return Found::End;
     }
     // A later frame exists only if this one was synced whole.
-    if let Some(later) = (at + 1..segment.len().saturating_sub(HEADER)).find(|offset| {
-        u32_at(segment, *offset) == MAGIC
-            && whole(segment, *offset).is_some_and(|f| f.0 > sequence && f.0 < sequence + 1_000_000)
-    }) {
-        return Found::Damaged(format!(
-            "checksum mismatch, and a later frame follows at byte {later}"
-        ));
+    if let Some(later) = (at + 1..segment.len().saturating_sub(HEADER))
+        .find(|offset| u32_at(segment, *offset) == MAGIC && whole(segment, *offset).is_some_and(|f| f.0 > sequence && f.0 < sequence + 1_000_000))
+    {
+        return Found::Damaged(format!("checksum mismatch, and a later frame follows at byte {later}"));
     }
     let header = rest.get(..HEADER).unwrap_or(rest);
-    let length = if u32_at(header, 16) == crc32fast::hash(header.get(..16).unwrap_or_default()) {
-        HEADER + u32_at(header, 4) as usize + 1
-    } else {
-        header.len()
-    };
+    let length =
+        if u32_at(header, 16) == crc32fast::hash(header.get(..16).unwrap_or_default()) { HEADER + u32_at(header, 4) as usize + 1 } else { header.len() };
     if zero_sector(segment, at, (at + length).min(segment.len())) {
         Found::Torn
     } else {
@@ -192,12 +162,9 @@ fn zero_sector(segment: &[u8], from: usize, to: usize) -> bool {
 pub fn records(mut payload: &[u8]) -> Result<Vec<(Kind, &[u8])>, String> {
     let mut records = Vec::new();
     while !payload.is_empty() {
-        let kind =
-            Kind::from_byte(payload[0]).ok_or_else(|| format!("unknown record {}", payload[0]))?;
+        let kind = Kind::from_byte(payload[0]).ok_or_else(|| format!("unknown record {}", payload[0]))?;
         let end = 5 + u32_at(payload, 1) as usize;
-        let bytes = payload
-            .get(5..end)
-            .ok_or_else(|| "record longer than its frame".to_owned())?;
+        let bytes = payload.get(5..end).ok_or_else(|| "record longer than its frame".to_owned())?;
         records.push((kind, bytes));
         payload = &payload[end..];
     }
@@ -223,17 +190,10 @@ mod tests {
     #[test]
     fn frames_read_back_and_end_in_zeros() {
         let (bytes, starts) = segment(&[(4, 100), (5, 3000)]);
-        let Found::Frame { next, payload, .. } = read(&bytes, 0, 4) else {
-            panic!("no frame")
-        };
+        let Found::Frame { next, payload, .. } = read(&bytes, 0, 4) else { panic!("no frame") };
         assert_eq!(next, starts[1]);
-        assert_eq!(
-            records(payload).unwrap(),
-            vec![(Kind::Entry, &[7u8; 100][..])]
-        );
-        let Found::Frame { next, .. } = read(&bytes, next, 5) else {
-            panic!("no frame")
-        };
+        assert_eq!(records(payload).unwrap(), vec![(Kind::Entry, &[7u8; 100][..])]);
+        let Found::Frame { next, .. } = read(&bytes, next, 5) else { panic!("no frame") };
         assert_eq!(read(&bytes, next, 6), Found::End);
     }
 
@@ -244,16 +204,9 @@ mod tests {
             for bit in [0, 3, 7] {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 1 << bit;
-                let (start, sequence) = if at < starts[1] {
-                    (0, 1)
-                } else {
-                    (starts[1], 2)
-                };
+                let (start, sequence) = if at < starts[1] { (0, 1) } else { (starts[1], 2) };
                 let found = read(&flipped, start, sequence);
-                assert!(
-                    matches!(found, Found::Damaged(_)),
-                    "byte {at} bit {bit}: {found:?}"
-                );
+                assert!(matches!(found, Found::Damaged(_)), "byte {at} bit {bit}: {found:?}");
             }
         }
     }
@@ -265,11 +218,7 @@ mod tests {
         for cut in (starts[1] + 1..end).filter(|at| at % SECTOR == 0) {
             let mut cut_off = bytes.clone();
             cut_off[cut..].fill(0);
-            assert_eq!(
-                read(&cut_off, starts[1], 2),
-                Found::Torn,
-                "prefix up to {cut}"
-            );
+            assert_eq!(read(&cut_off, starts[1], 2), Found::Torn, "prefix up to {cut}");
             // Sectors may reach the disk in any order: a hole in front is a torn write too.
             let mut hole = bytes.clone();
             hole[starts[1]..cut].fill(0);

@@ -48,20 +48,13 @@ struct Replay {
 
 /// Makes a folder's names durable.
 pub(super) fn sync_directory(path: &Path) -> Result<(), StorageError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|source| StorageError::io("sync", path, source))
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| StorageError::io("sync", path, source))
 }
 
 impl Log {
     /// Opens the log in `directory`, or begins one. `in_use`: somebody knows that this member has written before (so an
     /// empty folder is a lost disk). Cuts a write that was never acknowledged; refuses everything else that is wrong.
-    pub fn open(
-        directory: &Path,
-        identity: &Identity,
-        segment_bytes: usize,
-        in_use: Option<&'static str>,
-    ) -> Result<Log, StorageError> {
+    pub fn open(directory: &Path, identity: &Identity, segment_bytes: usize, in_use: Option<&'static str>) -> Result<Log, StorageError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| StorageError::io(action, path, source)
@@ -69,11 +62,7 @@ impl Log {
         fs::create_dir_all(directory).map_err(io("create", directory))?;
         let lock_path = directory.join("lock");
         let lock = File::create(&lock_path).map_err(io("create", &lock_path))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| {
-            StorageError::InUse {
-                path: directory.to_owned(),
-            }
-        })?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| StorageError::InUse { path: directory.to_owned() })?;
         let mut numbers = Vec::new();
         for item in fs::read_dir(directory).map_err(io("list", directory))? {
             let path = item.map_err(io("list", directory))?.path();
@@ -81,11 +70,8 @@ impl Log {
                 Some("tmp") => fs::remove_file(&path).map_err(io("remove", &path))?,
                 Some("seg") => {
                     let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-                    let number = stem.parse::<u64>().map_err(|_| StorageError::Damaged {
-                        path: path.clone(),
-                        offset: 0,
-                        reason: "not a segment's name".to_owned(),
-                    })?;
+                    let number =
+                        stem.parse::<u64>().map_err(|_| StorageError::Damaged { path: path.clone(), offset: 0, reason: "not a segment's name".to_owned() })?;
                     numbers.push((number, path));
                 }
                 _ => {}
@@ -96,10 +82,7 @@ impl Log {
         if numbers.is_empty() {
             let evidence = in_use.or(marker.exists().then_some("marker file"));
             if let Some(evidence) = evidence {
-                return Err(StorageError::Emptied {
-                    path: directory.to_owned(),
-                    evidence,
-                });
+                return Err(StorageError::Emptied { path: directory.to_owned(), evidence });
             }
         }
         let mut log = Log {
@@ -134,11 +117,7 @@ impl Log {
         let mut replay = Replay::default();
         let count = numbers.len();
         for (position, (number, path)) in numbers.into_iter().enumerate() {
-            let damaged = |offset: usize, reason: String| StorageError::Damaged {
-                path: path.clone(),
-                offset: offset as u64,
-                reason,
-            };
+            let damaged = |offset: usize, reason: String| StorageError::Damaged { path: path.clone(), offset: offset as u64, reason };
             let io = |action| {
                 let path = path.clone();
                 move |source| StorageError::io(action, path, source)
@@ -149,11 +128,7 @@ impl Log {
                 return Err(damaged(0, format!("segment {} is missing", before.number + 1)));
             }
             let bytes = fs::read(&path).map_err(io("read"))?;
-            let mut segment = Segment {
-                number,
-                path: path.clone(),
-                last_index: 0,
-            };
+            let mut segment = Segment { number, path: path.clone(), last_index: 0 };
             let mut at = 0;
             loop {
                 if position == 0 && at == 0 {
@@ -161,14 +136,11 @@ impl Log {
                 }
                 match frame::read(&bytes, at, self.sequence) {
                     Found::Frame { payload, next, .. } => {
-                        let records =
-                            frame::records(payload).map_err(|reason| damaged(at, reason))?;
+                        let records = frame::records(payload).map_err(|reason| damaged(at, reason))?;
                         if at == 0 {
                             self.check_identity(&records, number, &path)?;
                         }
-                        let last = replay
-                            .take(&records, position == 0 && at == 0)
-                            .map_err(|reason| damaged(at, reason))?;
+                        let last = replay.take(&records, position == 0 && at == 0).map_err(|reason| damaged(at, reason))?;
                         segment.last_index = segment.last_index.max(last);
                         at = next;
                         self.sequence += 1;
@@ -198,47 +170,23 @@ impl Log {
         self.hard_state = replay.hard_state;
         for (expected, (index, entry)) in (self.base.0 + 1..).zip(replay.entries) {
             if index != expected {
-                return Err(StorageError::Damaged {
-                    path: self.directory.clone(),
-                    offset: 0,
-                    reason: format!("entry {expected} is missing"),
-                });
+                return Err(StorageError::Damaged { path: self.directory.clone(), offset: 0, reason: format!("entry {expected} is missing") });
             }
             self.entries.push_back(entry);
         }
         Ok(())
     }
 
-    fn check_identity(
-        &self,
-        records: &[(Kind, &[u8])],
-        number: u64,
-        path: &Path,
-    ) -> Result<(), StorageError> {
+    fn check_identity(&self, records: &[(Kind, &[u8])], number: u64, path: &Path) -> Result<(), StorageError> {
         let Some((Kind::Identity, bytes)) = records.first().filter(|r| r.1.len() >= 16) else {
-            return Err(StorageError::Damaged {
-                path: path.to_owned(),
-                offset: 0,
-                reason: "a segment without identity".to_owned(),
-            });
+            return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason: "a segment without identity".to_owned() });
         };
-        let found = Identity {
-            cluster: String::from_utf8_lossy(&bytes[16..]).into_owned(),
-            member: frame::u64_at(bytes, 8),
-        };
+        let found = Identity { cluster: String::from_utf8_lossy(&bytes[16..]).into_owned(), member: frame::u64_at(bytes, 8) };
         if found != self.identity {
-            return Err(StorageError::WrongIdentity {
-                path: path.to_owned(),
-                found,
-                wanted: self.identity.clone(),
-            });
+            return Err(StorageError::WrongIdentity { path: path.to_owned(), found, wanted: self.identity.clone() });
         }
         if frame::u64_at(bytes, 0) != number {
-            return Err(StorageError::Damaged {
-                path: path.to_owned(),
-                offset: 0,
-                reason: format!("is segment {}", frame::u64_at(bytes, 0)),
-            });
+            return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason: format!("is segment {}", frame::u64_at(bytes, 0)) });
         }
         Ok(())
     }
@@ -253,10 +201,7 @@ impl Log {
         identity.extend_from_slice(&self.identity.member.to_le_bytes());
         identity.extend_from_slice(self.identity.cluster.as_bytes());
         let mut first = FrameBuilder::default();
-        first
-            .record(Kind::Identity, &identity)
-            .pair(Kind::Base, self.base.0, self.base.1)
-            .record(Kind::HardState, &self.hard_state.encode_to_vec());
+        first.record(Kind::Identity, &identity).pair(Kind::Base, self.base.0, self.base.1).record(Kind::HardState, &self.hard_state.encode_to_vec());
         let first = first.finish(self.sequence);
         let capacity = self.segment_bytes.max(first.len() + needed);
         let io = |action| {
@@ -273,20 +218,14 @@ impl Log {
         self.offset = first.len();
         self.capacity = capacity;
         self.sequence += 1;
-        self.segments.push_back(Segment {
-            number,
-            path,
-            last_index: 0,
-        });
+        self.segments.push_back(Segment { number, path, last_index: 0 });
         Ok(())
     }
 
     /// Writes one frame and syncs it; only then does anything else change. A failure poisons the log.
     fn write(&mut self, frame: FrameBuilder) -> Result<(), StorageError> {
         if self.poisoned {
-            return Err(StorageError::Poisoned {
-                path: self.directory.clone(),
-            });
+            return Err(StorageError::Poisoned { path: self.directory.clone() });
         }
         self.poisoned = true;
         let needed = frame.finish_length();
@@ -295,12 +234,8 @@ impl Log {
         }
         let bytes = frame.finish(self.sequence);
         let path = || self.segments.back().map_or_else(PathBuf::new, |s| s.path.clone());
-        self.file
-            .write_all_at(&bytes, self.offset as u64)
-            .map_err(|source| StorageError::io("write", path(), source))?;
-        self.file
-            .sync_data()
-            .map_err(|source| StorageError::io("sync", path(), source))?;
+        self.file.write_all_at(&bytes, self.offset as u64).map_err(|source| StorageError::io("write", path(), source))?;
+        self.file.sync_data().map_err(|source| StorageError::io("sync", path(), source))?;
         self.offset += bytes.len();
         self.sequence += 1;
         self.poisoned = false;
@@ -357,9 +292,7 @@ impl Log {
             hard_state.vote = 0;
         }
         let mut frame = FrameBuilder::default();
-        frame
-            .pair(Kind::Reset, index, term)
-            .record(Kind::HardState, &hard_state.encode_to_vec());
+        frame.pair(Kind::Reset, index, term).record(Kind::HardState, &hard_state.encode_to_vec());
         self.write(frame)?;
         self.entries.clear();
         self.base = (index, term);
@@ -374,8 +307,7 @@ impl Log {
         let mut removed = false;
         while self.segments.len() > 1 && self.segments[0].last_index <= self.base.0 {
             if let Some(segment) = self.segments.pop_front() {
-                fs::remove_file(&segment.path)
-                    .map_err(|source| StorageError::io("remove", segment.path, source))?;
+                fs::remove_file(&segment.path).map_err(|source| StorageError::io("remove", segment.path, source))?;
                 removed = true;
             }
         }

@@ -57,39 +57,17 @@ pub enum StorageError {
         source: std::io::Error,
     },
     /// Bytes that were synced have changed or are missing. The member must not vote with this disk.
-    #[error(
-        "{path} is damaged at byte {offset}: {reason}; this disk must not be used, replace the member"
-    )]
-    Damaged {
-        path: PathBuf,
-        offset: u64,
-        reason: String,
-    },
+    #[error("{path} is damaged at byte {offset}: {reason}; this disk must not be used, replace the member")]
+    Damaged { path: PathBuf, offset: u64, reason: String },
     /// The disk belongs to somebody else.
     #[error("the disk at {path} belongs to {found}, not to {wanted}")]
-    WrongIdentity {
-        path: PathBuf,
-        found: Identity,
-        wanted: Identity,
-    },
+    WrongIdentity { path: PathBuf, found: Identity, wanted: Identity },
     /// The disk was in use and has lost its log: a vote given before could be given twice.
-    #[error(
-        "the disk at {path} was in use ({evidence}) but its log is gone; it must not vote under this id"
-    )]
-    Emptied {
-        path: PathBuf,
-        evidence: &'static str,
-    },
+    #[error("the disk at {path} was in use ({evidence}) but its log is gone; it must not vote under this id")]
+    Emptied { path: PathBuf, evidence: &'static str },
     /// The log ends before what was already applied or put into a snapshot.
-    #[error(
-        "the log at {path} ends at index {last} but {what} is at index {index}: entries are missing"
-    )]
-    LogBehind {
-        path: PathBuf,
-        last: u64,
-        what: &'static str,
-        index: u64,
-    },
+    #[error("the log at {path} ends at index {last} but {what} is at index {index}: entries are missing")]
+    LogBehind { path: PathBuf, last: u64, what: &'static str, index: u64 },
     /// Another process has the disk open.
     #[error("the disk at {path} is in use by another process")]
     InUse { path: PathBuf },
@@ -103,20 +81,12 @@ pub enum StorageError {
 
 impl StorageError {
     /// Wraps an I/O error, telling a full disk (or file-size limit or quota) from the rest.
-    pub(crate) fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-        source: std::io::Error,
-    ) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = path.into();
         match source.kind() {
             StorageFull | QuotaExceeded | FileTooLarge => StorageError::Full { path, source },
-            _ => StorageError::Io {
-                action,
-                path,
-                source,
-            },
+            _ => StorageError::Io { action, path, source },
         }
     }
 }
@@ -125,12 +95,7 @@ impl StorageError {
 pub trait Store: raft::Storage {
     /// Makes entries and hard state durable with at most one sync; entries at or after the first one given are replaced.
     /// With `sync` false (only the commit index moved) nothing needs to reach the disk.
-    fn append(
-        &mut self,
-        entries: &[Entry],
-        hard_state: Option<&HardState>,
-        sync: bool,
-    ) -> Result<(), StorageError>;
+    fn append(&mut self, entries: &[Entry], hard_state: Option<&HardState>, sync: bool) -> Result<(), StorageError>;
 
     /// Makes a snapshot received from the leader durable; the log then continues after it.
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), StorageError>;

@@ -48,17 +48,10 @@ pub fn read(directory: &Path) -> Result<Option<Stored>, StorageError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(StorageError::io("read", path, source)),
     };
-    let damaged = |reason: &str| StorageError::Damaged {
-        path: path.clone(),
-        offset: 0,
-        reason: reason.to_owned(),
-    };
+    let damaged = |reason: &str| StorageError::Damaged { path: path.clone(), offset: 0, reason: reason.to_owned() };
     let (head, body) = bytes.split_at_checked(13).ok_or_else(|| damaged("too short"))?;
     if !head.starts_with(MAGIC) || head[8] > 1 || head[9..] != crc32fast::hash(body).to_le_bytes() {
         return Err(damaged("checksum mismatch"));
     }
-    Ok(Some(Stored {
-        snapshot: Snapshot::decode(body).map_err(|_| damaged("does not decode"))?,
-        received: head[8] == 1,
-    }))
+    Ok(Some(Stored { snapshot: Snapshot::decode(body).map_err(|_| damaged("does not decode"))?, received: head[8] == 1 }))
 }

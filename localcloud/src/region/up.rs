@@ -162,7 +162,9 @@ fn image_files(record: &Record, options: &UpOptions, state: &Path) -> Result<boo
     let fail = |path: &Path, source| RegionError::File { path: path.to_path_buf(), doing: "making the image", source };
     std::fs::create_dir_all(&folder).map_err(|source| fail(&folder, source))?;
     let mut changed = false;
-    for (name, target) in [("boot", options.image.join("boot")), ("bin", options.programs.clone()), ("roles", options.roles.clone()), ("stream", options.stream.clone())] {
+    for (name, target) in
+        [("boot", options.image.join("boot")), ("bin", options.programs.clone()), ("roles", options.roles.clone()), ("stream", options.stream.clone())]
+    {
         let link = folder.join(name);
         let target = std::path::absolute(&target).map_err(|source| fail(&target, source))?;
         if std::fs::read_link(&link).ok().as_ref() != Some(&target) {
