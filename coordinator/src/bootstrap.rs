@@ -46,9 +46,19 @@ pub async fn claim(store: &ObjectStore, settings: &Settings) {
     }
 }
 
+/// The instance that has claimed a coordinator's identity; None: nobody yet, or not readable now.
+pub async fn holder(store: &ObjectStore, bucket: &str, coordinator: u64) -> Option<String> {
+    let (kept, _) = store.get(bucket, &key(coordinator)).await.ok()?;
+    Some(serde_json::from_slice::<Claim>(&kept).ok()?.instance_id)
+}
+
+fn key(coordinator: u64) -> String {
+    format!("coordinators/{coordinator}.json")
+}
+
 async fn try_claim(store: &ObjectStore, settings: &Settings) -> Result<String, BootstrapError> {
     let bucket = &settings.user_data.buckets.cluster;
-    let key = format!("coordinators/{}.json", settings.me.id);
+    let key = key(settings.me.id);
     let mine = serde_json::to_vec(&Claim { instance_id: settings.instance_id.clone() })?;
     match store.put_if_absent(bucket, &key, mine.into(), "application/json").await {
         Ok(_) => Ok(settings.instance_id.clone()),

@@ -22,6 +22,8 @@ pub struct Seen {
     pub zone_empty_since_ms: BTreeMap<SlotId, u64>,
     pub zookeeper: Option<EnsembleSeen>,
     pub kafka: Option<KafkaSeen>,
+    /// Which instance claimed each coordinator's identity.
+    pub coordinators: BTreeMap<u64, String>,
 }
 
 impl World {

@@ -157,6 +157,7 @@ impl OperatorsApi {
     async fn coordinator(&self, peer: &Peer, leader: u64) -> v1::CoordinatorStatus {
         let mut status =
             v1::CoordinatorStatus { id: peer.id, address: peer.address.to_string(), zone: peer.zone.clone(), leader: peer.id == leader, ..Default::default() };
+        status.instance_id = self.leader.world.lock().coordinators.get(&peer.id).cloned().unwrap_or_default();
         if peer.id == self.leader.settings.me.id {
             status.reachable = true;
             status.applied = self.leader.raft.status().applied;
