@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 
@@ -18,7 +17,7 @@ from botocore.config import Config
 STREAM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def until(condition, within_s=60.0, what="condition"):
+def until(condition, within_s=180.0, what="condition"):
     """Polls a condition; its first true value, or AssertionError."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -65,7 +64,8 @@ class Region:
         return path
 
     def start(self):
-        self.spawn("s3", [os.path.join(self.parts, "bin/versitygw"), "--port", f"{self.net}.2:7070", "--access", "local", "--secret", "local-secret", "--quiet", "posix", self.path("s3")])
+        versitygw = [os.path.join(self.parts, "bin/versitygw"), "--port", f"{self.net}.2:7070", "--access", "local", "--secret", "local-secret"]
+        self.spawn("s3", [*versitygw, "--quiet", "posix", self.path("s3")])
         zoo, kafka = os.path.join(self.root, "zoo.cfg"), os.path.join(self.root, "kafka.properties")
         with open(zoo, "w") as out:
             out.write(f"tickTime=1000\ndataDir={self.path('zk')}\nclientPort=2181\nclientPortAddress={self.net}.3\nadmin.enableServer=false\n")
@@ -78,12 +78,25 @@ class Region:
         home = subprocess.check_output([self.python, "-c", "import pyspark,os;print(os.path.dirname(pyspark.__file__))"], text=True).strip()
         self.spark_class = os.path.join(home, "bin/spark-class")
         master = f"{self.net}.5"
-        self.spawn("master", [self.spark_class, "org.apache.spark.deploy.master.Master", "--host", master, "--port", "7077", "--webui-port", "8080"], SPARK_LOCAL_IP=master, SPARK_DAEMON_MEMORY="256m", SPARK_PUBLIC_DNS=master)
+        self.spawn(
+            "master",
+            [self.spark_class, "org.apache.spark.deploy.master.Master", "--host", master, "--port", "7077", "--webui-port", "8080"],
+            SPARK_LOCAL_IP=master,
+            SPARK_DAEMON_MEMORY="256m",
+            SPARK_PUBLIC_DNS=master,
+        )
         until(lambda: listening(master, 7077)() and listening(master, 8080)(), what="spark master")
         self.worker(6)
         until(listening(f"{self.net}.2", 7070), what="s3")
         until(listening(f"{self.net}.4", 9092), what="kafka")
-        self.client = boto3.client("s3", endpoint_url=self.s3, region_name="us-east-1", aws_access_key_id="local", aws_secret_access_key="local-secret", config=Config(s3={"addressing_style": "path"}))
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=self.s3,
+            region_name="us-east-1",
+            aws_access_key_id="local",
+            aws_secret_access_key="local-secret",
+            config=Config(s3={"addressing_style": "path"}),
+        )
         for bucket in ("uploads", "results", "cluster"):
             self.client.create_bucket(Bucket=bucket)
         self.client.put_object(Bucket="cluster", Key="kafka/brokers.json", Body=json.dumps({"brokers": [f"{self.net}.4:9092"], "revision": 1}))
@@ -91,7 +104,9 @@ class Region:
 
     def worker(self, last, cores=2):
         address = f"{self.net}.{last}"
-        self.spawn(f"worker-{last}", [self.spark_class, "org.apache.spark.deploy.worker.Worker", "--host", address, "--webui-port", "8081", "--cores", str(cores), "--memory", "1g", "--work-dir", self.path(f"worker-{last}"), f"spark://{self.net}.5:7077"], SPARK_LOCAL_IP=address, SPARK_DAEMON_MEMORY="192m")
+        worker = [self.spark_class, "org.apache.spark.deploy.worker.Worker", "--host", address, "--webui-port", "8081"]
+        sizes = ["--cores", str(cores), "--memory", "1g", "--work-dir", self.path(f"worker-{last}")]
+        self.spawn(f"worker-{last}", [*worker, *sizes, f"spark://{self.net}.5:7077"], SPARK_LOCAL_IP=address, SPARK_DAEMON_MEMORY="192m")
 
     def master_state(self):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -152,7 +167,16 @@ class Region:
         for segment, body in data.items():
             pieces = [body[at : at + part_bytes] for at in range(0, len(body), part_bytes)]
             for part, piece in enumerate(pieces):
-                fields = {"version": 1, "kind": "audio" if segment == "audio" else "video", "job": job, "segment": segment, "part": part, "parts": len(pieces), "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+                fields = {
+                    "version": 1,
+                    "kind": "audio" if segment == "audio" else "video",
+                    "job": job,
+                    "segment": segment,
+                    "part": part,
+                    "parts": len(pieces),
+                    "bytes": len(body),
+                    "sha256": hashlib.sha256(body).hexdigest(),
+                }
                 records.append((f"{job}/{segment}".encode(), piece, [(name, str(value).encode()) for name, value in fields.items()]))
         self.produce(records)
         self.client.put_object(Bucket="results", Key=f"jobs/{job}/plan.json", Body=json.dumps(plan))
@@ -171,5 +195,5 @@ class Region:
                 except ProcessLookupError:
                     break
             process.wait()
-        if sys.platform == "linux":  # executors are children of the worker's session; none may be left
-            until(lambda: not listening(f"{self.net}.5", 7077)(), 10, "the master to be gone")
+        # Executors are children of the worker's session; none may be left, and no port may be held.
+        until(lambda: not listening(f"{self.net}.5", 7077)(), what="the master to be gone")
