@@ -56,7 +56,7 @@ bench: build ## measures, beside one plain ffmpeg
 	@tests/bench
 
 clean: ## build output
-	rm -rf bin
+	rm -rf bin "$(VP_CACHE)/target-lint"
 	cargo clean --quiet
 
 clean-cache: clean ## and everything fetched

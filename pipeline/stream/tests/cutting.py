@@ -1,16 +1,23 @@
 """A test fixture that stands in for ingest: cuts a clip at key frames by stream copy, as contracts.md §§5–6 say."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 
 RECIPE = {
     "outputs": [
-        {"name": "360p.mp4", "kind": "transcode", "height": 360, "video": {"codec": "h264", "preset": "veryfast", "crf": 23, "threads": 1}, "audio": {"codec": "aac", "bitrate_kbps": 96}},
+        {
+            "name": "360p.mp4",
+            "kind": "transcode",
+            "height": 360,
+            "video": {"codec": "h264", "preset": "veryfast", "crf": 23, "threads": 1},
+            "audio": {"codec": "aac", "bitrate_kbps": 96},
+        },
         {"name": "contact-sheet.jpg", "kind": "contact_sheet", "columns": 4, "rows": 4, "tile_width": 160},
     ]
-}  # fmt: skip
+}
 
 
 def call(*command):
@@ -25,6 +32,10 @@ def ffmpeg(*arguments):
 
 def probe(path, *entries):
     return json.loads(call("ffprobe", "-v", "error", "-of", "json", *entries, path))
+
+
+def described(body):
+    return {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body), "parts": -(-len(body) // 900_000)}
 
 
 def cut(clip, folder, name="clip.mp4", recipe=None):
@@ -42,23 +53,30 @@ def cut(clip, folder, name="clip.mp4", recipe=None):
     pattern = os.path.join(folder, "%05d.nut")
     split = ["-f", "segment", "-segment_format", "nut", "-segment_frames", frames] if frames else ["-f", "nut"]
     ffmpeg("-copyts", "-noautorotate", "-i", clip, "-map", "0:v:0", "-c", "copy", *split, pattern if frames else pattern % 0)
-    digest = lambda data: hashlib.sha256(data).hexdigest()  # noqa: E731
     data, segments = {}, []
     bounds = [*keys, len(packets)]
-    groups = [sorted(packets[a:b], key=lambda packet: packet["pts"]) for a, b in zip(bounds, bounds[1:])]
+    groups = [sorted(packets[a:b], key=lambda packet: packet["pts"]) for a, b in itertools.pairwise(bounds)]
     for index, group in enumerate(groups):
         with open(pattern % index, "rb") as file:
             body = file.read()
         data[f"{index:05d}"] = body
         end = groups[index + 1][0]["pts"] if index + 1 < len(groups) else group[-1]["pts"] + group[-1].get("duration", 1)
-        segments.append({"index": index, "sha256": digest(body), "bytes": len(body), "parts": -(-len(body) // 900_000), "frames": len(group), "first_pts": group[0]["pts"], "last_pts": group[-1]["pts"], "end_pts": end})  # fmt: skip
+        pts = {"first_pts": group[0]["pts"], "last_pts": group[-1]["pts"], "end_pts": end}
+        segments.append({"index": index, **described(body), "frames": len(group), **pts})
     audio = None
     if sound:
         path = os.path.join(folder, "audio.nut")
         ffmpeg("-copyts", "-i", clip, "-map", "0:a:0", "-c", "copy", "-f", "nut", path)
         with open(path, "rb") as file:
             data["audio"] = file.read()
-        audio = {"codec": sound["codec_name"], "sample_rate": int(sound["sample_rate"]), "channels": sound["channels"], "duration_s": float(sound["duration"]), "start_s": float(sound["start_time"]), "segment": {"sha256": digest(data["audio"]), "bytes": len(data["audio"]), "parts": -(-len(data["audio"]) // 900_000)}}  # fmt: skip
+        audio = {
+            "codec": sound["codec_name"],
+            "sample_rate": int(sound["sample_rate"]),
+            "channels": sound["channels"],
+            "duration_s": float(sound["duration"]),
+            "start_s": float(sound["start_time"]),
+            "segment": described(data["audio"]),
+        }
     rotation = next((int(side["rotation"]) for side in video.get("side_data_list", ()) if "rotation" in side), 0)
     with open(clip, "rb") as file:
         etag = hashlib.md5(file.read()).hexdigest()

@@ -6,8 +6,8 @@ import random
 import shutil
 
 import pytest
-from cutting import cut, ffmpeg, probe
 
+from cutting import cut, ffmpeg, probe
 from vpstream import join, media, mp4, plan, work
 from vpstream.errors import BadVideo, Interrupted
 from vpstream.segments import in_key
@@ -50,13 +50,14 @@ PICTURES = ["-f", "lavfi", "-i"]
 X264 = ["-c:v", "libx264", "-preset", "ultrafast", "-bf", "2", "-g", "24"]
 AAC = ["-c:a", "aac", "-shortest"]
 VFR = "setpts='(N*512+mod(N*N,7)*60)/15360/TB',settb=1/15360"
+VARIABLE = ["-fps_mode", "passthrough", "-enc_time_base", "1:15360", "-video_track_timescale", "15360"]
 CLIPS = {
     "plain": [*PICTURES, "testsrc2=s=640x360:r=24:d=4", *PICTURES, "sine=d=4", *X264, *AAC],
     "ntsc": [*PICTURES, "testsrc2=s=640x480:r=30000/1001:d=3", *X264],
     "odd": [*PICTURES, "testsrc2=s=853x481:r=25:d=2", *X264, "-pix_fmt", "yuv444p"],
     "tenbit": [*PICTURES, "testsrc2=s=640x360:r=25:d=2", *X264, "-pix_fmt", "yuv420p10le"],
     "one": [*PICTURES, "testsrc2=s=640x360:r=25", "-frames:v", "1", *X264],
-    "variable": [*PICTURES, "testsrc2=s=640x360:r=30:d=4", *PICTURES, "sine=d=4", "-vf", VFR, "-fps_mode", "passthrough", "-enc_time_base", "1:15360", "-video_track_timescale", "15360", *X264, "-c:a", "aac"],
+    "variable": [*PICTURES, "testsrc2=s=640x360:r=30:d=4", *PICTURES, "sine=d=4", "-vf", VFR, *VARIABLE, *X264, "-c:a", "aac"],
     "short_audio": [*PICTURES, "testsrc2=s=320x180:r=24:d=4", *PICTURES, "sine=d=1.5", *X264, "-c:a", "aac"],
     "long_audio": [*PICTURES, "testsrc2=s=320x180:r=24:d=2", *PICTURES, "sine=d=5", *X264, "-c:a", "aac"],
     "late_audio": [*PICTURES, "testsrc2=s=320x180:r=24:d=4", "-itsoffset", "0.7", *PICTURES, "sine=d=2", *X264, "-c:a", "aac"],
@@ -203,7 +204,8 @@ def test_plans_that_lie_are_refused(clips, tmp_path):
 
 
 def test_grayscale_at_its_own_size(clips, tmp_path):
-    entry = {"name": "g.mp4", "kind": "transcode", "height": None, "effect": "grayscale", "video": {"codec": "h264", "preset": "veryfast", "crf": 23, "threads": 1}, "audio": {"codec": "aac", "bitrate_kbps": 96}}  # fmt: skip
+    video, audio = {"codec": "h264", "preset": "veryfast", "crf": 23, "threads": 1}, {"codec": "aac", "bitrate_kbps": 96}
+    entry = {"name": "g.mp4", "kind": "transcode", "height": None, "effect": "grayscale", "video": video, "audio": audio}
     store, raw, _ = carry_out(clips("odd"), tmp_path, recipe={"outputs": [entry]})
     film = os.path.join(store.root, f"results/{raw['job']}/g.mp4")
     assert probe(film, "-show_streams")["streams"][0]["height"] == 480

@@ -4,9 +4,9 @@ import json
 import time
 
 import pytest
-from test_units import JOB, MemoryStore
 
 from cutting import RECIPE
+from test_units import JOB, MemoryStore
 from vpstream import processor
 from vpstream.errors import Fenced, Interrupted
 from vpstream.work import out_key

@@ -7,6 +7,7 @@ follow from them: with a reorder depth of d, decode time i is presentation time 
 Reads only files our own ffmpeg wrote (one video track, one sample description).
 """
 
+import itertools
 import struct
 from dataclasses import dataclass
 
@@ -134,7 +135,7 @@ def join(tracks, starts, last_duration, unit, target):
     times, delay = decode_times(pts)
     first = min(pts)
     length = max(pts) - first + last_duration * unit
-    steps = [after - before for before, after in zip(times, times[1:])] + [max(1, last_duration * unit)]
+    steps = [after - before for before, after in itertools.pairwise(times)] + [max(1, last_duration * unit)]
     shifts = [time - first + delay - decode for time, decode in zip(pts, times, strict=True)]
     ftyp = _box(b"ftyp", b"isom" + struct.pack(">I", 512) + b"isomiso2avc1mp41")
     data = sum(sizes)
