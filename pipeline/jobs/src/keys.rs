@@ -46,6 +46,11 @@ pub fn output(job: &JobId, name: &str) -> String {
     format!("results/{job}/{name}")
 }
 
+/// Prefix of all that only an open job needs.
+pub fn work(job: &JobId) -> String {
+    format!("work/{job}/")
+}
+
 /// Prefix of the whole segments of a job.
 pub fn segments(job: &JobId) -> String {
     format!("work/{job}/in/")

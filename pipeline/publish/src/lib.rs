@@ -1,17 +1,22 @@
 //! Publish: a job whose result is final is closed, and its outputs are described for a person's client.
 //!
 //! It runs on events of `jobs/JOB/result.json`. Everything it writes is written once (If-None-Match), so a second
-//! event changes nothing. Left out: judging the result; only that the outputs it names really stand there is checked.
+//! event changes nothing. Then what only an open job needs (`work/JOB/`) is deleted: after `closed.json` no driver works on
+//! the job. Left out: judging the result; only that the outputs it names really stand there is checked.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use vp_cloud::s3::{ObjectStore, StoreError};
 use vp_jobs::{
     JobId, keys,
     records::{Closed, JobResult, Manifest, Source, State, Submitted},
 };
+
+/// Intermediate objects deleted at once.
+const DELETES_AT_ONCE: usize = 8;
 
 /// Why a job was not closed.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +113,15 @@ impl Publish {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let closed = Closed { result, closed_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) };
         let written = self.put_once(&keys::closed(&job), &closed).await?;
+        // Also when it was closed before: whoever closed it may have died here.
+        self.clear(&job).await?;
         Ok(if written { Outcome::Closed(job) } else { Outcome::WasClosed(job) })
+    }
+
+    async fn clear(&self, job: &JobId) -> Result<(), PublishError> {
+        let listed = self.store.list(&self.results_bucket, &keys::work(job)).await?;
+        let deletes = futures::stream::iter(listed).map(|found| async move { self.store.delete(&self.results_bucket, &found.key).await });
+        Ok(deletes.buffer_unordered(DELETES_AT_ONCE).try_collect::<()>().await?)
     }
 
     async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, PublishError> {
