@@ -402,7 +402,7 @@ impl ObjectStore {
         Ok(unquoted(answer.map_err(|error| classify(bucket, key, error))?.e_tag()))
     }
 
-    #[allow(clippy::too_many_arguments)] // one part's coordinates; a struct would only rename them
+    #[expect(clippy::too_many_arguments, reason = "one part's coordinates; a struct would only rename them")]
     async fn upload_part(
         &self,
         bucket: &str,

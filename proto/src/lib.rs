@@ -2,7 +2,7 @@
 //! translation in the daemons.
 
 /// Version 1 of the wire format.
-#[allow(clippy::large_futures)]
+#[allow(clippy::large_futures, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("vp.v1");
 

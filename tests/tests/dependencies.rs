@@ -5,7 +5,7 @@ use std::{
     process::Command,
 };
 
-/// Crate, the workspace crates it may use, and the outside crates that it alone (or with the others named so) may use.
+/// A crate and the workspace crates it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("vp-cluster", &[]),
     ("vp-proto", &[]),

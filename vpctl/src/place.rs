@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
+use vp_cloud::Session;
 use vp_cloud::autoscaling::Groups;
 use vp_cloud::ec2::Compute;
 use vp_cloud::s3::ObjectStore;
-use vp_cloud::{Endpoints, Session};
 use vp_localcloud::region::{Region, RegionError, default_state};
 use vp_proto::COORDINATOR_PORT;
 
@@ -64,14 +64,7 @@ impl Place {
         if !self.region_is_named() && names.iter().any(|name| variable(name).is_some()) {
             return Ok(Session::from_environment().await);
         }
-        let record = self.region()?.record();
-        let endpoints = Endpoints {
-            region: Some(record.aws_region.clone()),
-            endpoint_url: Some(record.endpoint_url.clone()),
-            s3_endpoint_url: Some(record.s3_endpoint_url.clone()),
-            credentials: Some((record.access_key_id.clone(), record.secret_access_key.clone())),
-        };
-        Ok(Session::load(endpoints).await)
+        Ok(Session::load(self.region()?.record().endpoints()).await)
     }
 
     /// EC2 and Auto Scaling.

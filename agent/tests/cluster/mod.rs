@@ -1,6 +1,6 @@
 //! A fault injector for process tests: a coordinator that says what the test wants it to, a metadata service, and the real
 //! agent binary on an address of its own. Everything started is killed when it is dropped.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

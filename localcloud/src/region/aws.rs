@@ -5,11 +5,11 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use vp_cloud::Session;
 use vp_cloud::autoscaling::{Groups, NewGroup};
 use vp_cloud::ec2::Compute;
 use vp_cloud::provision::{LaunchTemplate, ProvisionError};
 use vp_cloud::s3::ObjectStore;
-use vp_cloud::{Endpoints, Session};
 
 use super::{COORDINATOR_PORT, Record, RegionError, UpOptions, ZONES};
 
@@ -36,13 +36,7 @@ pub(super) struct Aws {
 
 impl Aws {
     pub(super) async fn connect(record: &Record) -> Self {
-        let session = Session::load(Endpoints {
-            region: Some(record.aws_region.clone()),
-            endpoint_url: Some(record.endpoint_url.clone()),
-            s3_endpoint_url: Some(record.s3_endpoint_url.clone()),
-            credentials: Some((record.access_key_id.clone(), record.secret_access_key.clone())),
-        })
-        .await;
+        let session = Session::load(record.endpoints()).await;
         Self { compute: Compute::new(session.shared()), groups: Groups::new(session.shared()), objects: ObjectStore::new(&session) }
     }
 

@@ -4,8 +4,8 @@
 
 use std::path::Path;
 
+use vp_cloud::Session;
 use vp_cloud::s3::ObjectStore;
-use vp_cloud::{Endpoints, Session};
 
 use super::Record;
 use crate::keeper::launcher::Launcher;
@@ -65,13 +65,7 @@ async fn node_addresses(record: &Record) -> Vec<String> {
 
 /// From the object that the leading coordinator keeps (contracts §5).
 async fn brokers(record: &Record) -> Option<String> {
-    let session = Session::load(Endpoints {
-        region: Some(record.aws_region.clone()),
-        endpoint_url: Some(record.endpoint_url.clone()),
-        s3_endpoint_url: Some(record.s3_endpoint_url.clone()),
-        credentials: Some((record.access_key_id.clone(), record.secret_access_key.clone())),
-    })
-    .await;
+    let session = Session::load(record.endpoints()).await;
     let (body, _) = ObjectStore::new(&session).get(record.buckets.get("cluster")?, "kafka/brokers.json").await.ok()?;
     let object: serde_json::Value = serde_json::from_slice(&body).ok()?;
     let names: Vec<&str> = object.get("brokers")?.as_array()?.iter().filter_map(serde_json::Value::as_str).collect();

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use vp_cloud::Endpoints;
 
 use super::RegionError;
 
@@ -61,6 +62,16 @@ impl Record {
     /// Path of the record in a state folder.
     pub fn path(state: &Path) -> PathBuf {
         state.join("region.json")
+    }
+
+    /// How the AWS clients reach the region.
+    pub fn endpoints(&self) -> Endpoints {
+        Endpoints {
+            region: Some(self.aws_region.clone()),
+            endpoint_url: Some(self.endpoint_url.clone()),
+            s3_endpoint_url: Some(self.s3_endpoint_url.clone()),
+            credentials: Some((self.access_key_id.clone(), self.secret_access_key.clone())),
+        }
     }
 
     /// Reads the record of the region in `state`.

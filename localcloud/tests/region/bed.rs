@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use vp_cloud::Session;
 use vp_cloud::ec2::Compute;
-use vp_cloud::{Endpoints, Session};
 use vp_localcloud::process;
 use vp_localcloud::region::{DownOptions, InstanceStatus, RecordedProcess, Region, UpOptions, down};
 
@@ -60,13 +60,7 @@ impl Bed {
             }
         };
         let record = region.record();
-        let session = Session::load(Endpoints {
-            region: Some(record.aws_region.clone()),
-            endpoint_url: Some(record.endpoint_url.clone()),
-            s3_endpoint_url: Some(record.s3_endpoint_url.clone()),
-            credentials: Some((record.access_key_id.clone(), record.secret_access_key.clone())),
-        })
-        .await;
+        let session = Session::load(record.endpoints()).await;
         let compute = Compute::new(session.shared());
         Self { region, options, compute, _folder: folder, state }
     }

@@ -56,7 +56,7 @@ pub fn cut_points(packets: &[Packet], unit_s: f64, duration_s: f64) -> Vec<usize
     let mut points = Vec::new();
     let (mut first_pts, mut bytes) = (packets.first().map_or(0, |packet| packet.pts), 0);
     for (number, packet) in packets.iter().enumerate() {
-        #[allow(clippy::cast_precision_loss)] // exact below 2^53 units
+        // Exact below 2^53 units.
         let length_s = (packet.pts - first_pts) as f64 * unit_s;
         if number > 0 && packet.entry && (length_s + unit_s / 2.0 >= target_s || bytes >= SEGMENT_BYTES) {
             points.push(number);

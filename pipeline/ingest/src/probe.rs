@@ -149,19 +149,19 @@ pub async fn probe(folder: &Path, name: &str) -> Result<Source, IngestError> {
         return bad(format!("The video is {} × {} pixels; at most 8192 × 8192 are possible.", video.width, video.height));
     }
     let Some((num, den)) = ratio(&video.time_base) else { return bad("The video has no time base: it is damaged.") };
-    #[allow(clippy::cast_precision_loss)] // time bases are small
+    // Time bases are small.
     let unit_s = num as f64 / den as f64;
     let packets = packets(folder, name, video, &codec).await?;
     let start_pts = packets.iter().map(|packet| packet.pts).min().unwrap_or_default();
     let (variable, end_pts) = timing(&packets, unit_s, &video.avg_frame_rate);
-    #[allow(clippy::cast_precision_loss)] // exact below 2^53 units
+    // Exact below 2^53 units.
     let duration_s = (end_pts - start_pts) as f64 * unit_s;
     if duration_s > 24.0 * 3600.0 {
         return bad("The video is longer than 24 hours by its timestamps; cut it first.");
     }
     let rotation = video.side_data_list.iter().find_map(|data| data.rotation).unwrap_or_default();
     // ffprobe gives the counter-clockwise angle, -180 to 180.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0, 1, 2 or 3 quarter turns
+    // 0, 1, 2 or 3 quarter turns.
     let rotation = ((-rotation / 90.0).round().rem_euclid(4.0) as u32) * 90;
     let audio = match audio {
         Some(stream) => audio_stream(folder, name, stream).await?,
@@ -203,7 +203,7 @@ fn timing(packets: &[Packet], unit_s: f64, average_rate: &str) -> (bool, i64) {
         _ => false,
     };
     let Some(&(pts, duration)) = shown.last() else { return (variable, 0) };
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // one frame's length in units
+    // One frame's length in units.
     let by_rate = || ratio(average_rate).map(|(num, den)| (den as f64 / num as f64 / unit_s).round() as i64);
     let last = Some(duration).filter(|&d| d > 0).or_else(by_rate).filter(|&d| d > 0).or_else(|| distances().last()).unwrap_or(1);
     (variable, pts + last.max(1))
@@ -312,7 +312,7 @@ async fn audio_stream(folder: &Path, name: &str, stream: &Stream) -> Result<Opti
     // The stream's own start and length leave out priming and padding where the container knows them.
     let start_s = seconds(&stream.start_time).unwrap_or(low).max(low);
     let duration_s = seconds(&stream.duration).filter(|&length| length > 0.0 && start_s + length <= high + 0.1).unwrap_or(high - start_s);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a few seconds at most
+    // A few seconds at most.
     let shift_s = if low < 0.0 { (-low).ceil() as u32 } else { 0 };
     Ok(Some(AudioStream {
         stream: stream.index,
