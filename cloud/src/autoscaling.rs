@@ -102,12 +102,6 @@ impl Groups {
         }
     }
 
-    /// Sets how many instances the group shall have.
-    pub async fn set_desired(&self, name: &str, desired: u32) -> Result<(), CloudError> {
-        let call = self.client.set_desired_capacity().auto_scaling_group_name(name).desired_capacity(signed(desired));
-        call.send().await.map(drop).map_err(|e| translate("SetDesiredCapacity", e))
-    }
-
     /// Terminates an instance through its group, which boots a replacement. Success means: it is shutting down.
     /// An instance in no group is refused by the service; use `Compute::terminate` then.
     pub async fn terminate_in_group(&self, instance: &str) -> Result<(), CloudError> {

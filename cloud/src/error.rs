@@ -33,11 +33,6 @@ impl CloudError {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// True when nobody knows if the call took effect.
-    pub fn is_unknown_outcome(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-    }
-
     /// The service's error code, when it refused the request.
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -136,7 +131,7 @@ mod tests {
         assert_eq!(of("ValidationError", "MinSize is larger than MaxSize").code(), Some("ValidationError"));
         assert_eq!(of("VolumeInUse", "vol-1 is attached").code(), Some("VolumeInUse"));
         assert!(matches!(of("UnauthorizedOperation", ""), CloudError::Denied { .. }));
-        assert!(of("InternalError", "").is_unknown_outcome());
-        assert!(of("Unknown", "").is_unknown_outcome());
+        assert!(matches!(of("InternalError", ""), CloudError::Unreachable { .. }));
+        assert!(matches!(of("Unknown", ""), CloudError::Unreachable { .. }));
     }
 }

@@ -30,11 +30,6 @@ impl Progress {
         let done = plan.segments.iter().filter(|segment| found.get(&SegmentId::Video(segment.index)).is_some_and(|have| have.len() == names.len()));
         Self { done: u32::try_from(done.count()).unwrap_or(u32::MAX), total: u32::try_from(plan.segments.len()).unwrap_or(u32::MAX) }
     }
-
-    /// From 0 to 1; a plan without segments is 0.
-    pub fn fraction(self) -> f64 {
-        if self.total == 0 { 0.0 } else { f64::from(self.done) / f64::from(self.total) }
-    }
 }
 
 #[cfg(test)]
@@ -80,7 +75,6 @@ mod tests {
         let listed = [key(0, "a.mp4"), key(0, "b.jpg"), key(1, "a.mp4"), key(1, "other"), key(7, "a.mp4"), "work/x/out/00001/b.jpg".to_owned()];
         let progress = Progress::of(&plan, listed.iter().map(String::as_str));
         assert_eq!(progress, Progress { done: 1, total: 2 });
-        assert!((progress.fraction() - 0.5).abs() < f64::EPSILON);
         assert_eq!(Plan::from_bytes(&plan.to_bytes().unwrap()).unwrap(), plan);
     }
 }
