@@ -90,12 +90,15 @@ pub fn founding(state: &ClusterState, role: &RoleName) -> Option<Command> {
     all.then(|| Command::EnsembleFounded { role: role.clone(), members })
 }
 
-/// How the holder of a slot starts it, and the list it starts with: member id, address, votes. None: it may not start yet, because the list it would need
+/// A list of servers to start with: member id, address, votes.
+pub type Servers = Vec<(u32, String, bool)>;
+
+/// How the holder of a slot starts it, and the list it starts with. None: it may not start yet, because the list it would need
 /// cannot be known.
 ///
 /// The founders' list may lack one founder (its slot has no node just now), never two: with one missing of an odd number a majority is still as large as
 /// before, so any two founders' quorums share a member; with two missing, a late founder could be a quorum of its own.
-pub fn start_list(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<(Join, Vec<(u32, String, bool)>)> {
+pub fn start_list(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<(Join, Servers)> {
     let slot = state.slots.get(id)?;
     let (_, node) = state.holder(slot)?;
     let founders = &state.ensembles.get(&id.role)?.founders;

@@ -1,3 +1,5 @@
+//! What recipes are accepted, what is refused and how it is said; every recipe that ships.
+
 use super::*;
 
 fn folder() -> std::path::PathBuf {
