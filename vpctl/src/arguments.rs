@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const AFTER: &str = "\
-Where the cluster is: --coordinators and --region-name, else VP_COORDINATORS, AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3,
-VP_UPLOADS_BUCKET, VP_RESULTS_BUCKET and AWS_*, else the local region `dev`.
-Exit codes: 0 well or healthy, 1 failed or unreachable, 2 degraded, 3 no tolerance left, 4 quorum lost, 64 wrong usage.";
+Where the cluster is: --coordinators and --region-name, else VP_COORDINATORS,
+AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, VP_UPLOADS_BUCKET, VP_RESULTS_BUCKET and
+AWS_*, else the local region `dev`.
+Exit codes: 0 well or healthy, 1 failed or unreachable, 2 degraded,
+3 no tolerance left, 4 quorum lost, 64 wrong usage.";
+/// Heading of the options that every command has.
+const EVERYWHERE: &str = "Everywhere";
 
 /// Looks after a vp cluster: what it does, why, and what happens when a machine dies.
 #[derive(Debug, Parser)]
@@ -15,11 +19,11 @@ Exit codes: 0 well or healthy, 1 failed or unreachable, 2 degraded, 3 no toleran
 pub struct Arguments {
     #[command(flatten)]
     pub place: PlaceArguments,
-    /// How the answer is written
-    #[arg(short = 'o', long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    /// How the answer is written: table, wide (more columns), json or yaml
+    #[arg(short = 'o', long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table, hide_possible_values = true, help_heading = EVERYWHERE)]
     pub format: Format,
     /// Tell on standard error what the libraries do
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub verbose: bool,
     #[command(subcommand)]
     pub command: Command,
@@ -29,13 +33,13 @@ pub struct Arguments {
 #[derive(Debug, Clone, Default, Args)]
 pub struct PlaceArguments {
     /// Coordinators' addresses, with commas (port 7400 unless given)
-    #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT")]
+    #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT", help_heading = EVERYWHERE)]
     pub coordinators: Vec<String>,
     /// Name of a local region [default: dev]
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = EVERYWHERE)]
     pub region_name: Option<String>,
     /// State folder of a local region
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub state: Option<PathBuf>,
 }
 
@@ -128,7 +132,7 @@ pub struct SubmitArguments {
     /// Wait for the results
     #[arg(short, long)]
     pub wait: bool,
-    /// Download the results into this folder and verify them (with several files: a folder each inside)
+    /// Download the results into this folder (of several files: a folder each)
     #[arg(long, value_name = "DIR", requires = "wait")]
     pub output: Option<PathBuf>,
     /// Give up waiting after so many seconds (the jobs go on)
@@ -178,7 +182,7 @@ pub enum JobsCommand {
 
 #[derive(Debug, Args)]
 pub struct DrillArguments {
-    /// Instance to kill (id, unique beginning of one, or address) [default: the one with most slots]
+    /// Instance to kill: id, its beginning, or address [default: the one with most slots]
     #[arg(value_name = "NODE", conflicts_with_all = ["role", "coordinator"])]
     pub node: Option<String>,
     /// Kill an instance that holds a slot of this role

@@ -7,6 +7,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::failure::{Failure, chain};
 
+/// Fewer columns than this are no room for a column of text.
+const LEAST_ROOM: usize = 24;
+
 /// What a piece of text means; colours follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
@@ -25,6 +28,7 @@ pub struct Screen {
     colour_err: bool,
     live: bool,
     redraws: bool,
+    columns: Option<usize>,
 }
 
 impl Screen {
@@ -32,13 +36,38 @@ impl Screen {
     pub fn detect() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
-        Self { colour: wanted && out, colour_err: wanted && err, live: err, redraws: out }
+        Self { colour: wanted && out, colour_err: wanted && err, live: err, redraws: out, columns: comfy_table::Table::new().width().map(usize::from) }
     }
 
     /// Neither colours nor bars, for tests.
     #[cfg(test)]
     pub fn plain() -> Self {
-        Self { colour: false, colour_err: false, live: false, redraws: false }
+        Self { colour: false, colour_err: false, live: false, redraws: false, columns: None }
+    }
+
+    /// A terminal so wide, without colours, for tests.
+    #[cfg(test)]
+    pub fn wide(columns: usize) -> Self {
+        Self { columns: Some(columns), ..Self::plain() }
+    }
+
+    /// How wide the terminal is; `None` off a terminal, where lines may have any length.
+    pub fn columns(&self) -> Option<usize> {
+        self.columns
+    }
+
+    /// The text cut at blanks into lines that fit right of `left` columns; where that is hardly any room, it begins on a line of its own
+    /// (the first line is empty then) right of `below` columns. The number is where the lines after the first begin.
+    pub fn fitted(&self, text: &str, left: usize, below: usize) -> (Vec<String>, usize) {
+        let Some(columns) = self.columns.filter(|columns| left + text.chars().count() > *columns) else {
+            return (vec![text.to_owned()], left);
+        };
+        if left + LEAST_ROOM <= columns {
+            return (words_in(text, columns - left), left);
+        }
+        let mut lines = vec![String::new()];
+        lines.extend(words_in(text, columns.saturating_sub(below).max(LEAST_ROOM)));
+        (lines, below)
     }
 
     /// True when progress can be drawn over itself (standard error is a terminal).
@@ -99,6 +128,21 @@ impl Screen {
     }
 }
 
+/// Lines of at most `width` characters, cut at blanks; a longer word stays whole.
+fn words_in(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 fn painted(on: bool, tone: Tone, text: &str) -> String {
     let code = match tone {
         Tone::Plain => return text.to_owned(),
@@ -140,5 +184,24 @@ fn styled(bar: &ProgressBar, template: &str) {
     // The templates are constants; a wrong one leaves indicatif's default style, never a panic.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("━╸─"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_at_blanks_only_where_it_does_not_fit() {
+        let text = "to i-1e49f19bf6fb208df, generation 6";
+        assert_eq!(Screen::plain().fitted(text, 60, 4), (vec![text.to_owned()], 60));
+        assert_eq!(Screen::wide(96).fitted(text, 60, 4), (vec![text.to_owned()], 60));
+        assert_eq!(Screen::wide(95).fitted(text, 60, 4), (vec!["to i-1e49f19bf6fb208df, generation".to_owned(), "6".to_owned()], 60));
+        assert_eq!(Screen::wide(80).fitted(text, 60, 4), (vec![String::new(), text.to_owned()], 4));
+    }
+
+    #[test]
+    fn a_word_longer_than_the_room_stays_whole() {
+        assert_eq!(words_in("a bbbbbb c", 3), ["a", "bbbbbb", "c"]);
     }
 }

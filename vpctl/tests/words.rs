@@ -47,6 +47,18 @@ fn help_and_version_are_answers() {
 }
 
 #[test]
+fn help_is_narrow_and_begins_with_what_is_the_commands_own() {
+    for words in [&[][..], &["status"], &["events"], &["drain"], &["submit"], &["drill"], &["jobs", "fetch"], &["dev", "up"], &["dev", "logs"]] {
+        let output = vpctl(&[words, &["--help"]].concat());
+        let help = String::from_utf8_lossy(&output.stdout).into_owned();
+        let longest = help.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();
+        assert!(longest.chars().count() <= 100, "{words:?}: {longest}");
+        let (own, everywhere) = help.split_once("Everywhere:").expect("a heading of the options that all have");
+        assert!(!own.contains("--region-name") && everywhere.contains("--region-name"), "{help}");
+    }
+}
+
+#[test]
 fn without_a_cluster_each_command_ends_with_1_and_says_how_to_get_one() {
     for words in [&["status"][..], &["nodes"], &["plan"], &["jobs", "list"], &["drill"], &["submit", "a.mp4"]] {
         let output = vpctl(words);

@@ -71,7 +71,9 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, wait: 
     let took = span(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
     if code == 0 {
         screen.line(&format!("region {} is up on 127.{}.0.0/16 in {took}", options.name, region.record().network));
-        screen.line(&format!("  next: vpctl{named} submit FILE --wait, vpctl{named} status, vpctl{named} drill"));
+        for (at, next) in ["submit FILE --wait", "status", "drill"].iter().enumerate() {
+            screen.line(&format!("  {:<5} vpctl{named} {next}", if at == 0 { "next:" } else { "" }));
+        }
     }
     Ok(code)
 }

@@ -7,11 +7,13 @@ use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::terminal::{Screen, Tone};
 use crate::view::model::Event;
-use crate::view::units::moment;
+use crate::view::units::{self, moment};
 use crate::view::{self, json_line};
 
 /// Before a stream that broke is opened again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Characters of the date in a moment.
+const DATE: usize = 10;
 
 /// Prints events after a revision. Following ends with Ctrl-C.
 pub async fn events(cluster: &Cluster, screen: &Screen, format: Format, follow: bool, after: u64) -> Result<u8, Failure> {
@@ -64,7 +66,7 @@ async fn stream_once(cluster: &Cluster, screen: &Screen, format: Format, follow:
         seen.count_at_revision = if event.revision == seen.revision { seen.count_at_revision + 1 } else { 1 };
         seen.revision = event.revision;
         match format {
-            Format::Table | Format::Wide => screen.line(&line(&event, screen)),
+            Format::Table | Format::Wide => screen.line(&line(&event, screen, 0)),
             Format::Json | Format::Yaml => screen.line(&json_line(&event)?),
         }
     }
@@ -76,12 +78,18 @@ async fn next(stream: &mut tonic::Streaming<vp_proto::v1::Event>) -> Result<Opti
     Ok(next.map(Event::from))
 }
 
-/// One event for a person.
-pub fn line(event: &Event, screen: &Screen) -> String {
-    let time = screen.paint(Tone::Dim, &format!("{} {:>6}", moment(event.unix_ms), event.revision));
-    let kind = format!("{:<18}", event.kind);
-    let kind = screen.paint(tone(&event.kind), &kind);
-    format!("{time}  {kind} {:<22} {}", event.subject, event.detail).trim_end().to_owned()
+/// One event for a person, moved to the right by `indent` columns. On a terminal an event of this day has no date, and what
+/// does not fit goes on below.
+pub fn line(event: &Event, screen: &Screen, indent: usize) -> String {
+    let moment = moment(event.unix_ms);
+    let brief = screen.columns().is_some() && moment.get(..DATE) == units::moment(units::now_unix_ms()).get(..DATE);
+    let time = format!("{}{} {:>6}", " ".repeat(indent), if brief { moment.get(DATE + 1..).unwrap_or_default() } else { &moment }, event.revision);
+    let kind = format!("{:<15}", event.kind);
+    let subject = format!("{:<20}", event.subject);
+    let left = [&time, &kind, &subject].iter().map(|part| part.chars().count()).sum::<usize>() + 4;
+    let (detail, after) = screen.fitted(&event.detail, left, indent + 4);
+    let detail = detail.join(&format!("\n{}", " ".repeat(after)));
+    format!("{}  {} {subject} {detail}", screen.paint(Tone::Dim, &time), screen.paint(tone(&event.kind), &kind)).trim_end().to_owned()
 }
 
 fn tone(kind: &str) -> Tone {
@@ -109,7 +117,22 @@ mod tests {
             subject: "kafka-2".to_owned(),
             detail: "to i-1, generation 41".to_owned(),
         };
-        let golden = "2026-11-23 20:15:04.123     41  slot granted       kafka-2                to i-1, generation 41";
-        assert_eq!(line(&event, &Screen::plain()), golden);
+        let golden = "2026-11-23 20:15:04.123     41  slot granted    kafka-2              to i-1, generation 41";
+        assert_eq!(line(&event, &Screen::plain(), 0), golden);
+    }
+
+    #[test]
+    fn on_a_terminal_an_event_of_today_has_no_date_and_goes_on_below() {
+        let now = units::now_unix_ms();
+        let event = Event {
+            revision: 41,
+            unix_ms: now,
+            kind: "slot granted".to_owned(),
+            subject: "kafka-2".to_owned(),
+            detail: "to i-1e49f19bf6fb208df, generation 41".to_owned(),
+        };
+        let time = moment(now).split_off(DATE + 1);
+        let text = line(&event, &Screen::wide(90), 0);
+        assert_eq!(text, format!("{time}     41  slot granted    kafka-2              to i-1e49f19bf6fb208df,\n{}generation 41", " ".repeat(58)));
     }
 }

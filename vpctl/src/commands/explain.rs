@@ -50,7 +50,7 @@ pub async fn explain(cluster: &Cluster, screen: &Screen, format: Format, slot: &
 fn explanation_text(explanation: &Explanation, screen: &Screen) -> String {
     let mut text = String::new();
     if let Some(slot) = &explanation.slot {
-        text.push_str(&status::slots(std::slice::from_ref(slot), screen));
+        text.push_str(&status::slots(std::slice::from_ref(slot), screen, true));
         if let Some(proof) = &slot.last_proof {
             text.push_str(&format!("  proof for the last move: {proof}\n"));
         }
@@ -66,7 +66,7 @@ fn explanation_text(explanation: &Explanation, screen: &Screen) -> String {
         text.push_str(&format!("\n{}\n", screen.paint(Tone::Bold, "HISTORY")));
     }
     for event in &explanation.history {
-        text.push_str(&format!("  {}\n", events::line(event, screen)));
+        text.push_str(&format!("{}\n", events::line(event, screen, 2)));
     }
     text
 }

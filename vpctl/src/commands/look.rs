@@ -73,6 +73,8 @@ pub async fn nodes(cluster: &Cluster, screen: &Screen, format: Format) -> Result
 pub async fn roles(cluster: &Cluster, screen: &Screen, format: Format) -> Result<u8, Failure> {
     let status = model::Status::from(cluster.status().await?);
     let answer = model::Roles { services: status.services, slots: status.slots };
-    view::show(screen, format, &answer, |roles| format!("{}\n{}", view::status::services(&roles.services, screen), view::status::slots(&roles.slots, screen)))?;
+    view::show(screen, format, &answer, |roles| {
+        format!("{}\n{}", view::status::services(&roles.services, screen), view::status::slots(&roles.slots, screen, format == Format::Wide))
+    })?;
     Ok(0)
 }

@@ -22,7 +22,7 @@ pub fn screen(status: &Status, screen: &Screen, wide: bool) -> String {
     text.push_str(&services(&status.services, screen));
     if wide {
         section(&mut text, screen, "SLOTS", "");
-        text.push_str(&slots(&status.slots, screen));
+        text.push_str(&slots(&status.slots, screen, true));
     } else {
         unwell(&mut text, status, screen);
     }
@@ -77,6 +77,7 @@ pub fn nodes(nodes: &[Node], screen: &Screen, wide: bool) -> String {
         let shown_zone = if node.zone == zone { "" } else { node.zone.as_str() };
         zone = &node.zone;
         let memory = match (node.memory_used_bytes, node.memory_total_bytes) {
+            (Some(used), Some(total)) if total > 0 && !wide => format!("{} %", (u128::from(used) * 100).div_ceil(u128::from(total))),
             (Some(used), Some(total)) if total > 0 => format!("{} of {}", size(used), size(total)),
             _ => String::new(),
         };
@@ -140,9 +141,11 @@ pub fn services(services: &[Service], screen: &Screen) -> String {
     table.render(screen)
 }
 
-/// Slots with holder, generation and phase.
-pub fn slots(slots: &[Slot], screen: &Screen) -> String {
+/// Slots with holder, generation and phase; `wide` adds member id, volume and pid.
+pub fn slots(slots: &[Slot], screen: &Screen, wide: bool) -> String {
     let heading = ["SLOT", "STATE", "INSTANCE", "ZONE", "GENERATION", "MEMBER", "VOLUME", "PID", "RESTARTS", "FACTS", "MESSAGE"];
+    // An empty column is not printed.
+    let only_wide = |text: String| Cell::from(if wide { text } else { String::new() });
     let mut table = Table::new(&heading).indented(2);
     for slot in slots {
         let facts: Vec<String> = slot.facts.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -152,9 +155,9 @@ pub fn slots(slots: &[Slot], screen: &Screen) -> String {
             slot.instance.clone().unwrap_or_else(|| "nowhere".to_owned()).into(),
             slot.zone.clone().unwrap_or_default().into(),
             slot.generation.to_string().into(),
-            slot.member_id.to_string().into(),
-            slot.volume.clone().unwrap_or_default().into(),
-            slot.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
+            only_wide(slot.member_id.to_string()),
+            only_wide(slot.volume.clone().unwrap_or_default()),
+            only_wide(slot.pid.map(|pid| pid.to_string()).unwrap_or_default()),
             if slot.restarts == 0 { Cell::from("") } else { Cell::new(Tone::Warn, slot.restarts.to_string()) },
             facts.join(" ").into(),
             slot.message.as_str().into(),
@@ -276,9 +279,9 @@ COORDINATORS  1 of 2
   2   unreachable  127.38.2.10:7400  b
 
 NODES  1 of 2 ready
-  ZONE        INSTANCE  ADDRESS      STATE               CPU   MEMORY                SLOTS
-  us-east-1a  i-1       127.38.1.20  ready               13 %  512.0 MiB of 2.0 GiB  kafka-1
-  us-east-1b  i-2       127.38.1.20  lost, silent 6.5 s  13 %  512.0 MiB of 2.0 GiB  kafka-1
+  ZONE        INSTANCE  ADDRESS      STATE               CPU   MEMORY  SLOTS
+  us-east-1a  i-1       127.38.1.20  ready               13 %  25 %    kafka-1
+  us-east-1b  i-2       127.38.1.20  lost, silent 6.5 s  13 %  25 %    kafka-1
 
 SERVICES  2 of 2 serving
   SERVICE  STATE    HEALTHY  SURVIVES    FENCING

@@ -1,4 +1,5 @@
-//! Columns of text: cells padded to the widest of their column, coloured after they were measured.
+//! Columns of text: cells padded to the widest of their column, coloured after they were measured. On a terminal too narrow the text
+//! of the last column goes on below itself.
 
 use crate::terminal::{Screen, Tone};
 
@@ -56,13 +57,24 @@ impl Table {
                 cells => cells.max(self.heading[c].chars().count()),
             })
             .collect();
+        let last = widths.iter().rposition(|width| *width > 0);
+        let left = self.indent + widths.iter().take(last.unwrap_or(0)).filter(|w| **w > 0).map(|w| w + 2).sum::<usize>();
         let heading = self.heading.iter().map(|h| Cell::new(Tone::Dim, *h)).collect();
         let mut text = String::new();
         for row in std::iter::once(&heading).chain(&self.rows) {
             let mut line = " ".repeat(self.indent);
             let mut blanks = 0;
-            for (cell, &width) in row.iter().zip(&widths) {
+            for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
                 if width == 0 {
+                    continue;
+                }
+                if last == Some(column) && screen.columns().is_some() {
+                    let (lines, after) = screen.fitted(&cell.text, left, self.indent + 4);
+                    let painted: Vec<String> = lines.iter().map(|one| screen.paint(cell.tone, one)).collect();
+                    if lines.first().is_some_and(|first| !first.is_empty()) {
+                        line.push_str(&" ".repeat(blanks));
+                    }
+                    line.push_str(&painted.join(&format!("\n{}", " ".repeat(after))));
                     continue;
                 }
                 if !cell.text.is_empty() {
@@ -82,6 +94,17 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn on_a_narrow_terminal_the_last_column_goes_on_below() {
+        let mut table = Table::new(&["NODE", "SLOTS"]).indented(2);
+        table.row(vec!["i-a43c514aa875f4e31".into(), "kafka-1 spark-master-1 spark-worker-1".into()]);
+        table.row(vec!["i-2".into(), "".into()]);
+        let beside = "  NODE                 SLOTS\n  i-a43c514aa875f4e31  kafka-1 spark-master-1\n                       spark-worker-1\n  i-2\n";
+        assert_eq!(table.render(&Screen::wide(50)), beside);
+        let below = "  NODE                 SLOTS\n  i-a43c514aa875f4e31\n      kafka-1 spark-master-1 spark-worker-1\n  i-2\n";
+        assert_eq!(table.render(&Screen::wide(46)), below);
+    }
 
     #[test]
     fn columns_line_up_and_empty_ones_vanish() {
