@@ -54,7 +54,7 @@ fn rss_bytes() -> u64 {
 }
 
 fn disk_free_bytes(path: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(0, |fs| fs.blocks_available() as u64 * fs.fragment_size() as u64)
+    nix::sys::statvfs::statvfs(path).map_or(0, |fs| fs.blocks_available() * fs.fragment_size())
 }
 
 #[cfg(test)]

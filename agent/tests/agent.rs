@@ -1,4 +1,5 @@
 //! The real agent binary against a coordinator that misbehaves on purpose, with small roles that are real processes.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
 mod cluster;
 

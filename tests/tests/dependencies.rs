@@ -1,4 +1,5 @@
 //! Who may depend on whom: the house's plan, held against `cargo metadata`. A wrong edge fails here, whatever it is used for.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,6 +1,7 @@
 //! Ingest against a real S3 server, ZooKeeper and Kafka: what arrives on the topic is the source, frame for frame.
 //!
 //! Needs the components (`VP_COMPONENTS`, else the cache); without them the test says so and ends, with CI set it fails.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
 use std::{
     collections::BTreeMap,
