@@ -19,7 +19,7 @@ const EVERYWHERE: &str = "Everywhere";
 pub struct Arguments {
     #[command(flatten)]
     pub place: PlaceArguments,
-    /// How the answer is written: table, wide (more columns), json or yaml
+    /// Answer as table, wide, json or yaml
     #[arg(short = 'o', long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table, hide_possible_values = true, help_heading = EVERYWHERE)]
     pub format: Format,
     /// Tell on standard error what the libraries do
