@@ -12,8 +12,7 @@ MOMENTS = ("detected_ms", "fenced_ms", "placed_ms", "healthy_ms", "restored_ms")
 
 
 def drills(region, say):
-    """[(role, silent, report)]: an instance of each role in turn, terminated through EC2, then killed with nobody told."""
-    found = []
+    """Yields (role, silent, report): an instance of each role in turn, terminated through EC2, then killed with nobody told."""
     for silent in (False, True):
         for role in ROLES:
             region.settle()
@@ -22,9 +21,8 @@ def drills(region, say):
                 report = region.json(*words, codes=(0, 2))
             except RuntimeError as problem:
                 report = {"error": str(problem)}
-            found.append((role, silent, report))
             say(f"drill {role}{' silent' if silent else ''}: " + ", ".join(f"{name[:-3]} {report.get(name)}" for name in MOMENTS) + f" {report.get('error', '')}")
-    return found
+            yield role, silent, report
 
 
 def leader(region, say):

@@ -73,21 +73,21 @@ def by_pipeline(region, clip, folder):
     return run, target
 
 
-def compare(region, clip, repeats, work, say):
-    """({"ffmpeg": [Run], "pipeline": [Run]}) of one clip, by turns."""
-    runs = {"ffmpeg": [], "pipeline": []}
+def compare(region, clip, repeats, until, work, say):
+    """Yields (ffmpeg's Run, the pipeline's Run) of one clip, turn by turn; after the first none begins past `until`."""
     quality = {}
     for turn in range(repeats):
+        if turn and time.monotonic() > until:
+            say(f"{pathlib.Path(clip).name}: no time for more than {turn} of {repeats} turns")
+            return
         plain = work / "plain.mp4"
-        runs["ffmpeg"].append(by_ffmpeg(clip, plain))
+        theirs = by_ffmpeg(clip, plain)
         folder = work / f"{pathlib.Path(clip).stem}-{turn}"
-        run, target = by_pipeline(region, clip, folder)
-        runs["pipeline"].append(run)
+        ours, target = by_pipeline(region, clip, folder)
         # Each side's bytes are the same in every turn; a turn in which they are not is measured again.
-        for side, path in (("ffmpeg", plain), ("pipeline", target)):
-            one = runs[side][-1]
+        for side, one, path in (("ffmpeg", theirs, plain), ("pipeline", ours, target)):
             if (side, one.bytes) not in quality:
                 quality[side, one.bytes] = ssim(path, clip)
             one.ssim = quality[side, one.bytes]
-        say(f"{pathlib.Path(clip).name} turn {turn + 1}: ffmpeg {runs['ffmpeg'][-1].wall_s:.1f} s, pipeline {run.wall_s:.1f} s; others used {run.foreign:.0%} of the machine")
-    return runs
+        say(f"{pathlib.Path(clip).name} turn {turn + 1}: ffmpeg {theirs.wall_s:.1f} s, pipeline {ours.wall_s:.1f} s; others used {ours.foreign:.0%} of the machine")
+        yield theirs, ours
