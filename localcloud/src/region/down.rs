@@ -83,7 +83,7 @@ pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut
 pub(super) fn strays(state: &Path, marks: &[&str]) -> Vec<RecordedProcess> {
     process::find(|arguments, _| {
         let holds = |mark: &&str| arguments.iter().take(4).any(|argument| Path::new(argument).file_name() == Some(OsStr::new(mark)));
-        marks.iter().all(|mark| holds(mark)) && process::names(arguments, state)
+        marks.iter().all(holds) && process::names(arguments, state)
     })
 }
 

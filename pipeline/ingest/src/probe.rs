@@ -205,7 +205,7 @@ fn timing(packets: &[Packet], unit_s: f64, average_rate: &str) -> (bool, i64) {
     let Some(&(pts, duration)) = shown.last() else { return (variable, 0) };
     // One frame's length in units.
     let by_rate = || ratio(average_rate).map(|(num, den)| (den as f64 / num as f64 / unit_s).round() as i64);
-    let last = Some(duration).filter(|&d| d > 0).or_else(by_rate).filter(|&d| d > 0).or_else(|| distances().last()).unwrap_or(1);
+    let last = Some(duration).filter(|&d| d > 0).or_else(by_rate).filter(|&d| d > 0).or_else(|| distances().next_back()).unwrap_or(1);
     (variable, pts + last.max(1))
 }
 
