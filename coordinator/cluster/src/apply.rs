@@ -132,7 +132,11 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
             Ok(())
         }
         Command::SlotUsed { slot, generation } => {
+            let owns = state.role(slot).is_some_and(|role| role.volume);
             let found = slot_at(state, slot, *generation)?;
+            if found.holder.is_none() || (owns && found.volume.is_none()) {
+                return Err(Rejection::Impossible(format!("{slot} has no holder or no disk: nothing was written for it")));
+            }
             found.used = true;
             events.say("slot healthy", slot, format!("generation {generation}, first time on this disk"));
             Ok(())

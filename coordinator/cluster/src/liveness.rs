@@ -81,6 +81,15 @@ pub fn judge(state: &ClusterState, obs: &Observations) -> Judgement {
     Judgement { verdicts, brake }
 }
 
+/// Lost nodes whose instances are to be terminated now; none while the brake is closed, not even those that were lost before it closed.
+pub fn to_terminate<'a>(state: &'a ClusterState, obs: &Observations) -> Vec<&'a NodeId> {
+    if judge(state, obs).brake != Brake::Open {
+        return Vec::new();
+    }
+    let dying = |id: &NodeId| obs.nodes.get(id).is_some_and(|seen| matches!(seen.instance, Instance::ShuttingDown | Instance::Terminated));
+    state.nodes.iter().filter(|(id, node)| node.lifecycle == Lifecycle::Lost && !dying(id)).map(|(id, _)| id).collect()
+}
+
 fn brake(zones: &BTreeMap<&Zone, (Vec<&NodeId>, usize)>) -> Brake {
     let too_many = |silent: usize, of: usize| silent >= BRAKE_NODES && silent * 100 > of * BRAKE_PERCENT;
     let silent = zones.values().map(|(ids, _)| ids.len()).sum();

@@ -290,3 +290,9 @@ pub fn lost_volumes(state: &ClusterState, obs: &Observations) -> Vec<Command> {
     });
     lost.collect()
 }
+
+/// Held slots that need a volume made, with the zone it is to be in. Never one whose disk was lost under its holder: that ends an identity.
+pub fn wants_volume(state: &ClusterState) -> Vec<(&SlotId, &Zone)> {
+    let wanting = state.slots.iter().filter(|(id, slot)| state.role(id).is_some_and(|role| role.volume) && slot.volume.is_none() && !slot.used);
+    wanting.filter_map(|(id, slot)| Some((id, &state.holder(slot)?.1.zone))).collect()
+}

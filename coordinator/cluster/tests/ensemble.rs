@@ -30,10 +30,12 @@ fn a_joiner_observes_and_is_added_only_in_sync_in_the_same_command_that_removes_
     let mut s = replaced();
     let role = "zookeeper".into();
     assert_eq!(ensemble::start_list(&s.state, &s.obs, &slot("zookeeper-1")).expect("list").0, Join::Observer);
+    // It answers its probe only once it is in sync.
+    for phase in [Phase::Waiting, Phase::Starting, Phase::Unhealthy] {
+        s.phase("zookeeper-1", phase);
+        assert_eq!(ensemble::next(&s.state, &s.obs, &role), None, "{phase:?}");
+    }
     s.phase("zookeeper-1", Phase::Healthy);
-    assert_eq!(ensemble::next(&s.state, &s.obs, &role), None);
-    let facts = BTreeMap::from([("mode".to_owned(), "observer".to_owned())]);
-    s.obs.slots.get_mut(&slot("zookeeper-1")).expect("seen").facts = facts;
     let change = ensemble::next(&s.state, &s.obs, &role).expect("due");
     assert_eq!((change.remove, change.add.0, change.if_version), (Some(1), 4, 1));
 }
@@ -69,7 +71,6 @@ fn a_dead_voter_that_no_slot_remembers_is_removed_with_the_next_joiner() {
     let mut s = replaced();
     s.state.slots.get_mut(&slot("zookeeper-1")).expect("slot").retired_member = None;
     s.phase("zookeeper-1", Phase::Healthy);
-    s.obs.slots.get_mut(&slot("zookeeper-1")).expect("seen").facts = BTreeMap::from([("mode".to_owned(), "observer".to_owned())]);
     assert_eq!(ensemble::next(&s.state, &s.obs, &"zookeeper".into()).and_then(|change| change.remove), Some(1));
 }
 
@@ -110,4 +111,66 @@ fn start_gates_open_one_by_one() {
         s.phase("zookeeper-2", Phase::Unhealthy);
     });
     assert!(unserved.contains("does not serve"));
+}
+
+#[test]
+fn a_moved_voter_is_listed_under_its_new_address_without_removing_anyone() {
+    let mut s = Situation::well();
+    s.obs.zookeeper.as_mut().expect("seen").voters.insert(2, "at-i-99".into());
+    let change = ensemble::next(&s.state, &s.obs, &"zookeeper".into()).expect("due");
+    let holder = s.holder("zookeeper-2").expect("held");
+    assert_eq!((change.remove, change.add), (None, (2, s.state.nodes[&holder].address.clone())));
+}
+
+#[test]
+fn no_reconfig_without_a_majority_and_none_when_the_list_is_right() {
+    let mut s = Situation::well();
+    assert_eq!(ensemble::next(&s.state, &s.obs, &"zookeeper".into()), None);
+    s.obs.zookeeper.as_mut().expect("seen").voters.insert(2, "at-i-99".into());
+    s.phase("zookeeper-1", Phase::Unhealthy);
+    s.phase("zookeeper-3", Phase::Unhealthy);
+    assert_eq!(ensemble::next(&s.state, &s.obs, &"zookeeper".into()), None);
+}
+
+#[test]
+fn a_lost_or_draining_holder_is_listed_nowhere_new() {
+    for change in [(|s: &mut Situation, node| s.lose(node)) as fn(&mut Situation, &vp_cluster::NodeId), |s, node| {
+        s.ok(Command::SetDraining { node: node.clone(), draining: true });
+    }] {
+        let mut s = Situation::well();
+        s.obs.zookeeper.as_mut().expect("seen").voters.insert(2, "at-i-99".into());
+        let holder = s.holder("zookeeper-2").expect("held");
+        change(&mut s, &holder);
+        assert_eq!(ensemble::next(&s.state, &s.obs, &"zookeeper".into()), None);
+    }
+}
+
+#[test]
+fn founders_list_each_other_as_voters_and_found_only_when_all_have_a_node() {
+    let mut s = Situation::of(situation::spec(), "ab");
+    s.carry_out();
+    assert_eq!(ensemble::founding(&s.state, &"zookeeper".into()), None, "two of three have a node");
+    s.ok(situation::node_in("i-3", "c"));
+    s.carry_out();
+    s.ok(ensemble::founding(&s.state, &"zookeeper".into()).expect("due"));
+    for id in ["zookeeper-1", "zookeeper-2", "zookeeper-3"] {
+        let (join, list) = ensemble::start_list(&s.state, &s.obs, &slot(id)).expect("list");
+        assert_eq!(join, Join::Founder);
+        assert_eq!(list.iter().map(|(member, _, votes)| (*member, *votes)).collect::<Vec<_>>(), [(1, true), (2, true), (3, true)]);
+    }
+}
+
+#[test]
+fn two_joiners_never_list_each_other() {
+    let mut s = replaced();
+    s.lose_disk("zookeeper-2");
+    let (holder, generation) = (s.holder("zookeeper-2").expect("held"), s.generation("zookeeper-2"));
+    s.ok(Command::SlotReleased { slot: slot("zookeeper-2"), generation, node: holder });
+    s.carry_out();
+    let (one, two) = (s.state.slots[&slot("zookeeper-1")].member_id, s.state.slots[&slot("zookeeper-2")].member_id);
+    for (id, other) in [("zookeeper-1", two), ("zookeeper-2", one)] {
+        let (join, list) = ensemble::start_list(&s.state, &s.obs, &slot(id)).expect("list");
+        assert_eq!(join, Join::Observer);
+        assert!(!list.iter().any(|(member, ..)| *member == other), "{id} lists {other}");
+    }
 }

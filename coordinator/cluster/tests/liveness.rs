@@ -3,7 +3,7 @@ mod situation;
 use situation::{Situation, node_in, spec};
 use vp_cluster::{
     Command,
-    liveness::{Brake, judge, lost_after_ms},
+    liveness::{Brake, judge, lost_after_ms, to_terminate},
     observe::Instance,
 };
 
@@ -82,4 +82,64 @@ fn a_verdict_on_an_older_session_is_refused() {
 #[test]
 fn an_absurd_lease_does_not_overflow() {
     assert_eq!(lost_after_ms(u64::MAX), u64::MAX);
+}
+
+#[test]
+fn a_closed_brake_asks_for_no_termination_not_even_of_a_node_lost_before() {
+    let mut s = silence("abcab", &[1]);
+    s.lose(&"i-1".into());
+    assert_eq!(to_terminate(&s.state, &s.obs), [&"i-1".into()]);
+    for id in ["i-2", "i-3"] {
+        s.hear(id, 0);
+    }
+    assert_ne!(judge(&s.state, &s.obs).brake, Brake::Open);
+    assert!(to_terminate(&s.state, &s.obs).is_empty());
+    s.hear("i-3", 100_000);
+    assert_eq!(to_terminate(&s.state, &s.obs), [&"i-1".into()], "opened by a return");
+}
+
+#[test]
+fn only_lost_nodes_are_terminated_and_only_once_they_are_not_dying_already() {
+    let mut s = silence("abcab", &[1, 2]);
+    assert!(to_terminate(&s.state, &s.obs).is_empty(), "silent, not judged yet");
+    s.lose(&"i-1".into());
+    for (instance, asked) in
+        [(Instance::Unknown, true), (Instance::Pending, true), (Instance::Running, true), (Instance::ShuttingDown, false), (Instance::Terminated, false)]
+    {
+        s.obs.nodes.get_mut(&"i-1".into()).expect("node").instance = instance;
+        assert_eq!(!to_terminate(&s.state, &s.obs).is_empty(), asked, "{instance:?}");
+    }
+}
+
+#[test]
+fn the_brake_opens_on_proof() {
+    let mut s = silence("abcab", &[1, 2, 3]);
+    assert_ne!(judge(&s.state, &s.obs).brake, Brake::Open);
+    s.obs.nodes.get_mut(&"i-1".into()).expect("node").instance = Instance::Terminated;
+    assert_eq!(judge(&s.state, &s.obs).brake, Brake::Open, "2 of the remaining 4");
+}
+
+#[test]
+fn the_lease_is_waited_out_to_the_millisecond_with_drift_and_margin() {
+    for (silent, lost) in [(4000, false), (4290, false), (4291, true)] {
+        let mut s = Situation::of(spec(), "a");
+        s.hear("i-1", s.obs.now_ms - silent);
+        assert_eq!(!judge(&s.state, &s.obs).verdicts.is_empty(), lost, "{silent} ms");
+    }
+}
+
+#[test]
+fn a_node_judged_lost_is_not_judged_again() {
+    let mut s = silence("abcab", &[1]);
+    s.lose(&"i-1".into());
+    assert!(judge(&s.state, &s.obs).verdicts.is_empty());
+    s.fence(&"i-1".into());
+    assert!(judge(&s.state, &s.obs).verdicts.is_empty());
+}
+
+#[test]
+fn a_verdict_names_the_session_that_was_judged() {
+    let s = silence("a", &[1]);
+    let session = s.session("i-1");
+    assert!(matches!(&judge(&s.state, &s.obs).verdicts[..], [Command::NodeLost { session: judged, .. }] if *judged == session));
 }

@@ -143,3 +143,76 @@ fn absurd_memory_wants_do_not_overflow() {
     absurd.roles.values_mut().for_each(|role| role.memory_mib = u32::MAX);
     assert_eq!(Situation::of(absurd, "abc").plan(), []);
 }
+
+#[test]
+fn a_slot_whose_disk_was_lost_under_its_holder_wants_no_new_volume_before_its_next_grant() {
+    let mut s = Situation::of(spec(), "abcab");
+    s.carry_out();
+    let wants = |s: &Situation, id: &str| planner::wants_volume(&s.state).iter().any(|(wanting, _)| **wanting == slot(id));
+    assert!(wants(&s, "zookeeper-1") && wants(&s, "kafka-3") && !wants(&s, "worker-1"));
+    s.settle();
+    assert!(!wants(&s, "zookeeper-1"), "it has one");
+    s.lose_disk("zookeeper-1");
+    assert!(!wants(&s, "zookeeper-1"), "apply would refuse it");
+    let (holder, generation) = (s.holder("zookeeper-1").expect("held"), s.generation("zookeeper-1"));
+    s.ok(Command::SlotReleased { slot: slot("zookeeper-1"), generation, node: holder });
+    assert!(!wants(&s, "zookeeper-1"), "nobody holds it");
+    s.carry_out();
+    assert!(wants(&s, "zookeeper-1"), "granted with an empty disk");
+}
+
+#[test]
+fn a_cordoned_draining_or_full_node_gets_nothing_new() {
+    let placed = |change: fn(&mut Situation)| {
+        let mut s = Situation::of(spec(), "a");
+        change(&mut s);
+        s.plan().len()
+    };
+    assert!(placed(|_| {}) > 0);
+    assert_eq!(placed(|s| s.state.nodes.get_mut(&"i-1".into()).expect("node").cordoned = true), 0);
+    assert_eq!(placed(|s| s.ok(Command::SetDraining { node: "i-1".into(), draining: true })), 0);
+    assert_eq!(placed(|s| s.state.nodes.get_mut(&"i-1".into()).expect("node").memory_mib = 199), 0);
+}
+
+#[test]
+fn a_node_is_given_no_more_than_its_memory_holds() {
+    let mut s = Situation::of(spec(), "a");
+    s.carry_out();
+    assert_eq!(s.state.held_by(&"i-1".into()).count(), 5, "five roles of 200 MiB on 1000 MiB");
+    let mut s = Situation::of(spec(), "a");
+    s.state.nodes.get_mut(&"i-1".into()).expect("node").memory_mib = 999;
+    s.carry_out();
+    assert_eq!(s.state.held_by(&"i-1".into()).count(), 4);
+}
+
+#[test]
+fn a_join_moves_nothing_that_runs() {
+    let mut s = Situation::well();
+    s.ok(situation::node_in("i-6", "c"));
+    assert_eq!(s.plan(), []);
+}
+
+#[test]
+fn a_terminated_node_with_empty_hands_is_forgotten() {
+    let mut s = Situation::well();
+    s.ok(situation::node_in("i-6", "c"));
+    s.fence(&"i-6".into());
+    assert_eq!(s.plan(), [Action::Forget { node: "i-6".into() }]);
+}
+
+#[test]
+fn no_room_is_said_with_what_would_help() {
+    let s = Situation::of(spec(), "");
+    assert_eq!(s.plan(), []);
+    assert!(s.gates().contains("no ready node has room"));
+    assert!(s.gates().contains("a node joins with 200 MiB free that holds no kafka yet"));
+}
+
+#[test]
+fn a_silent_holder_of_a_quorum_slot_is_a_closed_gate_that_names_what_opens_it() {
+    let mut s = Situation::well();
+    let holder = s.holder("kafka-1").expect("held");
+    s.lose(&holder);
+    assert!(s.gates().contains("silence is no proof for a quorum role"));
+    assert!(s.gates().contains("EC2 says the instance is terminated"));
+}
