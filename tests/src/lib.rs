@@ -15,6 +15,7 @@ pub mod processes;
 pub mod region;
 pub mod scenarios;
 pub mod slots;
+pub mod writers;
 
 pub use region::{Answer, Region};
 

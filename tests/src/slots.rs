@@ -1,7 +1,7 @@
 //! Slots and nodes by the cluster's own account, and the ways to hurt an instance.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -52,7 +52,7 @@ pub struct Instance {
 /// When what was asked for had come true after a kill.
 #[derive(Debug, Clone, Copy)]
 pub struct Healing {
-    /// Every slot has a live holder again.
+    /// Every slot whose gate is open has a live holder again.
     pub placed: Duration,
     /// Every slot is healthy.
     pub healthy: Duration,
@@ -137,6 +137,14 @@ impl Region {
         Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
     }
 
+    /// Slots that only wait for a node in their volume's zone.
+    fn waiting_for_zone(&self) -> anyhow::Result<BTreeSet<String>> {
+        let plan = self.json(&["plan"])?;
+        let gates = plan["gates"].as_array().context("gates are a list")?;
+        let closed = gates.iter().filter(|gate| gate["closed_by"].as_str().is_some_and(|by| by.starts_with("its volume is in")));
+        Ok(closed.filter_map(|gate| gate["subject"].as_str().map(str::to_owned)).collect())
+    }
+
     /// Waits until every slot is held by an instance other than `dead` and is healthy, and until the cluster says it is.
     ///
     /// # Errors
@@ -147,7 +155,8 @@ impl Region {
             let slots = self.slots()?;
             let homeless: Vec<&str> =
                 slots.iter().filter(|slot| slot.instance.as_deref().is_none_or(|holder| holder == dead)).map(|s| s.name.as_str()).collect();
-            if homeless.is_empty() && placed.is_none() {
+            // A slot whose volume lies in a zone without a node with room waits for the group's replacement: its gate is closed.
+            if placed.is_none() && (homeless.is_empty() || self.waiting_for_zone()?.is_superset(&homeless.iter().map(|slot| (*slot).to_owned()).collect())) {
                 placed = Some(since.elapsed());
             }
             let unwell: Vec<String> =

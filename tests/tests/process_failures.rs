@@ -1,0 +1,274 @@
+//! The whole system while things die: on a real region instances, volumes, coordinators and agents are killed during jobs, and the results stay the same,
+//! nothing acknowledged is lost, nothing exclusive runs twice. One region for all scenarios; each leaves a healthy cluster to the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+use vp_cloud::ec2::VolumeState;
+use vp_tests::{
+    Region,
+    observer::Observer,
+    region::sample,
+    scenarios::Scenarios,
+    slots::{Healing, Slot},
+    wait_until, writers,
+    writers::Writers,
+};
+
+type Hashes = BTreeMap<String, String>;
+
+const ROLES: [&str; 5] = ["zookeeper", "kafka", "spark-master", "spark-worker", "stream"];
+const LEASE: Duration = Duration::from_millis(4000);
+/// Kill to every open slot placed (issue's figure).
+const PLACED: Duration = Duration::from_secs(10);
+/// Kill to everything healthy: 10 s, the slowest role's own start, and the protocols' waits (session expiry, volume's zone, sync) on busy cores.
+const HEALED: Duration = Duration::from_secs(150);
+const JOB: Duration = Duration::from_secs(300);
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+#[test]
+fn a_cluster_in_which_anything_may_die() {
+    let region = Arc::new(Region::up("failures").unwrap());
+    let observer = Observer::watch(region.state().join("instances"), "stream-1");
+    let mut writers = Writers::start(&region).unwrap();
+    let mut scenarios = Scenarios::new();
+    let mut reference = Hashes::new();
+    scenarios.run("coordinators' leader killed -9: another leads, nothing moves", || leader_killed(&region));
+    scenarios.run("agent killed -9: its successor adopts what runs", || agent_killed(&region));
+    scenarios.run("undisturbed job", || {
+        let job = region.submit(&sample("clip-90s.mp4"))?;
+        reference = region.wait_job(&job.id, JOB)?.hashes();
+        ensure!(reference.len() == 2, "two outputs expected: {reference:?}");
+        Ok(())
+    });
+    scenarios.run("each role's instance killed during a job: the same bytes", || each_role_killed(&region, &reference));
+    scenarios.run("agent stopped for longer than its lease: stream dies in time and comes up fenced", || agent_stopped(&region));
+    scenarios.run("instance killed with nobody told: terminated and replaced", || killed_silently(&region));
+    scenarios.run("volumes lost too: empty-disk rules", || volumes_lost(&region));
+    scenarios.run("three ZooKeeper moves in a row strand nobody", || three_moves(&region));
+    scenarios.run("coordinator's instance terminated: no tolerance left, the cluster goes on", || coordinator_lost(&region));
+    scenarios.run("the stream never had two holders", || {
+        println!("   {} looks, {} holders", observer.looks(), observer.holders().len());
+        ensure!(observer.looks() > 100 && !observer.holders().is_empty(), "the observer saw nothing");
+        ensure!(observer.violations().is_empty(), "{}", observer.violations().join("\n"));
+        Ok(())
+    });
+    scenarios.run("everything acknowledged to foreign writers is there", || {
+        let account = writers.verify(&region)?;
+        println!("   acknowledged: {} ZooKeeper nodes, {} Kafka records", account.zookeeper.0, account.kafka.0);
+        ensure!(account.zookeeper.0 > 50 && account.kafka.0 > 50, "too little was written to say anything: {account:?}");
+        ensure!(account.zookeeper.1.is_empty() && account.kafka.1.is_empty(), "lost: {account:?}");
+        Ok(())
+    });
+    scenarios.finish();
+}
+
+fn tell(what: &str, healing: Healing) {
+    println!("   {what}: placed after {:.1} s, healthy after {:.1} s", healing.placed.as_secs_f32(), healing.healthy.as_secs_f32());
+}
+
+/// Kills through EC2 and waits for healing; placement has its own deadline.
+fn kill_and_heal(region: &Region, instance: &str, what: &str) -> anyhow::Result<()> {
+    let since = Instant::now();
+    region.kill_instance(instance)?;
+    let healing = region.wait_healed(instance, since, HEALED)?;
+    tell(what, healing);
+    ensure!(healing.placed <= PLACED, "slots that could be placed were only after {:.1} s", healing.placed.as_secs_f32());
+    Ok(())
+}
+
+/// What the slot's death takes out: a standby master's does not count.
+fn covers(slot: &Slot) -> bool {
+    slot.role != "spark-master" || slot.facts.get("mode").is_some_and(|mode| mode == "ALIVE")
+}
+
+fn each_role_killed(region: &Region, reference: &Hashes) -> anyhow::Result<()> {
+    ensure!(!reference.is_empty(), "there is no undisturbed job to compare with");
+    let mut left: BTreeSet<String> = ROLES.map(str::to_owned).into();
+    while !left.is_empty() {
+        let generation = region.slot("stream-1")?.generation;
+        let job = region.submit(&sample("clip-90s.mp4"))?;
+        region.wait_progress(&job.id, 20, JOB)?;
+        let mut takes: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for slot in region.slots()?.into_iter().filter(|slot| covers(slot) && left.contains(&slot.role)) {
+            takes.entry(slot.instance.context("every slot has a holder")?).or_default().insert(slot.role);
+        }
+        let (instance, roles) = takes.into_iter().max_by_key(|(_, roles)| roles.len()).context("nobody holds what is left")?;
+        let progress = region.progress(&job.id)?;
+        ensure!((20..=60).contains(&progress), "killed at {progress} %, not between 20 % and 60 %");
+        kill_and_heal(region, &instance, &format!("{roles:?} at {progress} %"))?;
+        let hashes = region.wait_job(&job.id, JOB)?.hashes();
+        ensure!(hashes == *reference, "other bytes after the death of {roles:?}: {hashes:?}, undisturbed {reference:?}");
+        let now = region.slot("stream-1")?.generation;
+        ensure!(!roles.contains("stream") || now > generation, "the stream moved without a new generation: {generation}, then {now}");
+        left = left.difference(&roles).cloned().collect();
+    }
+    Ok(())
+}
+
+fn killed_silently(region: &Region) -> anyhow::Result<()> {
+    let victim = region.holder("kafka-1")?;
+    let before: BTreeSet<String> = region.instances()?.into_iter().map(|instance| instance.id).collect();
+    let since = Instant::now();
+    region.kill_silently(&victim)?;
+    let state = || region.block_on(region.ec2().describe_instance(&victim)).map(|instance| instance.state.as_str());
+    ensure!(state()? == "running", "EC2 must not know of it: {}", state()?);
+    let terminated = wait_until("the coordinator has the silent instance terminated", seconds(20), || {
+        let now = state()?;
+        Ok((now != "running").then(|| since.elapsed()))
+    })?;
+    println!("   EC2 was told after {:.1} s", terminated.as_secs_f32());
+    ensure!(terminated >= LEASE, "terminated before its lease could have run out");
+    tell("silently", region.wait_healed(&victim, since, HEALED)?);
+    wait_until("its replacement has joined", seconds(60), || {
+        let nodes = region.json(&["nodes"])?;
+        let ready = nodes.as_array().context("nodes are a list")?.iter().filter(|node| node["lifecycle"] == "ready");
+        let ids: BTreeSet<String> = ready.filter_map(|node| node["instance"].as_str().map(str::to_owned)).collect();
+        Ok((ids.len() == 5 && ids.iter().any(|id| !before.contains(id))).then_some(()))
+    })?;
+    region.wait_healthy(seconds(60)).map(drop)
+}
+
+/// The victim is alone in its zone, so that its volumes wait for the replacement and can be deleted meanwhile.
+fn volumes_lost(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let slots = region.slots()?;
+    let nodes: Vec<_> =
+        region.instances()?.into_iter().filter(|one| one.alive && one.group.as_deref().is_some_and(|group| group.ends_with("-nodes"))).collect();
+    let alone = |id: &str| nodes.iter().find(|node| node.id == id).is_some_and(|node| nodes.iter().filter(|other| other.zone == node.zone).count() == 1);
+    let of = |role: &str, holder: &str| slots.iter().find(|slot| slot.role == role && slot.instance.as_deref() == Some(holder)).cloned();
+    let victim = nodes.iter().filter(|node| alone(&node.id)).find_map(|node| Some((node.id.clone(), of("zookeeper", &node.id)?, of("kafka", &node.id)?)));
+    let (victim, zookeeper, kafka) = victim.context("no node is alone in its zone with a ZooKeeper and a broker")?;
+    let since = Instant::now();
+    region.kill_instance(&victim)?;
+    let mut volumes: Vec<String> = [&zookeeper, &kafka].iter().filter_map(|slot| slot.volume.clone()).collect();
+    ensure!(volumes.len() == 2, "both own a volume");
+    wait_until("both volumes are deleted", seconds(30), || {
+        for volume in region.block_on(region.ec2().describe_volumes(&volumes))? {
+            if volume.state == VolumeState::Available {
+                region.block_on(region.ec2().delete_volume(&volume.id))?;
+                volumes.retain(|left| *left != volume.id);
+            }
+        }
+        Ok(volumes.is_empty().then_some(()))
+    })?;
+    tell("with their disks", region.wait_healed(&victim, since, HEALED)?);
+    let (member, broker) = (region.slot(&zookeeper.name)?, region.slot(&kafka.name)?);
+    ensure!(member.volume != zookeeper.volume && broker.volume != kafka.volume, "the lost disks are still named");
+    ensure!(member.member_id != zookeeper.member_id, "an empty disk came up as member {:?} again", member.member_id);
+    ensure!(broker.member_id == kafka.member_id, "the broker changed its id from {:?} to {:?}", kafka.member_id, broker.member_id);
+    wait_until("ZooKeeper lists the fresh member as a voter and the old no more", seconds(60), || {
+        let listed = region.block_on(async { writers::ensemble(&region.env("ZOOKEEPER_CONNECT")?).await })?;
+        let voter = |id: Option<u32>| listed.iter().any(|(listed, line)| Some(*listed) == id && line.contains(":participant"));
+        ensure!(voter(member.member_id) && !listed.iter().any(|(id, _)| Some(*id) == zookeeper.member_id), "{listed:?}");
+        Ok(Some(()))
+    })
+}
+
+fn leader_killed(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let (before, status) = (region.generations()?, region.status()?);
+    let leader = status["leader"].as_u64().context("somebody leads")?;
+    let instance = region.coordinator_instance(leader)?.id;
+    let old = region.daemon(&instance, "vp-coordinator")?;
+    old.signal(Signal::SIGKILL)?;
+    let since = Instant::now();
+    wait_until("another term has a leader", seconds(20), || {
+        let now = region.status()?;
+        Ok((now["term"].as_u64() > status["term"].as_u64() && now["leader"].as_u64().is_some_and(|id| id != 0)).then_some(()))
+    })?;
+    println!("   led again after {:.1} s", since.elapsed().as_secs_f32());
+    wait_until("the killed coordinator is back", seconds(30), || Ok((region.daemon(&instance, "vp-coordinator")? != old).then_some(())))?;
+    region.wait_healthy(seconds(60))?;
+    let after = region.generations()?;
+    ensure!(after == before, "slots moved: {before:?}, then {after:?}");
+    Ok(())
+}
+
+fn coordinator_lost(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let before = region.generations()?;
+    let follower = (1..=3).find(|id| region.status().is_ok_and(|status| status["leader"].as_u64() != Some(*id))).context("one follows")?;
+    region.kill_instance(&region.coordinator_instance(follower)?.id)?;
+    wait_until("status says that no tolerance is left", seconds(30), || {
+        let answer = region.ctl(&["status"])?;
+        ensure!(answer.code == 3, "exit code {}: {}", answer.code, answer.json()?["reasons"]);
+        Ok(Some(()))
+    })?;
+    let job = region.submit(&sample("clip-10s.mp4"))?;
+    region.wait_job(&job.id, JOB)?;
+    let after = region.generations()?;
+    ensure!(after == before, "slots moved: {before:?}, then {after:?}");
+    Ok(())
+}
+
+fn agent_killed(region: &Region) -> anyhow::Result<()> {
+    let before = region.slot("stream-1")?;
+    let holder = before.instance.clone().context("the stream has a holder")?;
+    let held: Vec<String> = region.slots()?.into_iter().filter(|slot| slot.instance.as_ref() == Some(&holder)).map(|slot| slot.name).collect();
+    // Of each slot the process that came first: its helpers come and go.
+    let first = || held.iter().map(|slot| (slot.clone(), region.slot_processes(&holder, slot).into_iter().min_by_key(|one| one.start))).collect();
+    let roots: BTreeMap<String, _> = first();
+    ensure!(roots.values().all(Option::is_some), "a healthy slot has no process: {roots:?}");
+    let old = region.daemon(&holder, "vp-agent")?;
+    old.signal(Signal::SIGKILL)?;
+    wait_until("boot starts the agent again", seconds(20), || Ok((region.daemon(&holder, "vp-agent")? != old).then_some(())))?;
+    let session = |status: serde_json::Value| {
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().find(|node| node["instance"] == holder.as_str()).and_then(|node| node["silent_ms"].as_u64())
+    };
+    wait_until("it is heard again and the cluster is healthy", seconds(60), || {
+        let status = region.status()?;
+        Ok((status["health"] == "healthy" && session(status).is_some_and(|silent| silent < 2000)).then_some(()))
+    })?;
+    let now: BTreeMap<String, _> = first();
+    ensure!(now == roots, "roles were restarted: {roots:?}, then {now:?}");
+    let after = region.slot("stream-1")?;
+    ensure!(after.generation == before.generation, "the stream went from generation {} to {}", before.generation, after.generation);
+    Ok(())
+}
+
+fn agent_stopped(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let before = region.slot("stream-1")?;
+    let holder = before.instance.clone().context("the stream has a holder")?;
+    let family = region.slot_processes(&holder, "stream-1");
+    ensure!(!family.is_empty(), "the stream has no process");
+    let agent = region.daemon(&holder, "vp-agent")?;
+    let since = Instant::now();
+    agent.signal(Signal::SIGSTOP)?;
+    // Its last acknowledged heartbeat was sent before now, so the lease ends before now + LEASE; killing takes a moment.
+    let died = wait_until("the stream's processes are dead", LEASE + seconds(2), || Ok((!family.iter().any(|one| one.alive())).then(|| since.elapsed())));
+    let healed = region.wait_healed(&holder, since, HEALED);
+    // It may be gone with its instance by now.
+    let _ = agent.signal(Signal::SIGCONT);
+    println!("   processes gone after {:.1} s", died?.as_secs_f32());
+    tell("agent stopped", healed?);
+    let after = region.slot("stream-1")?;
+    ensure!(after.generation > before.generation, "no higher generation: {} then {}", before.generation, after.generation);
+    Ok(())
+}
+
+fn three_moves(region: &Region) -> anyhow::Result<()> {
+    for slot in ["zookeeper-1", "zookeeper-2", "zookeeper-3"] {
+        region.wait_healthy(seconds(120))?;
+        kill_and_heal(region, &region.holder(slot)?, slot)?;
+    }
+    let status = region.wait_healthy(seconds(120))?;
+    println!("   {} nodes", status["nodes"].as_array().map_or(0, Vec::len));
+    let modes: Vec<String> =
+        region.slots()?.into_iter().filter(|slot| slot.role == "spark-master").filter_map(|slot| slot.facts.get("mode").cloned()).collect();
+    ensure!(modes.iter().filter(|mode| *mode == "ALIVE").count() == 1, "the masters are {modes:?}");
+    let brokers = region.block_on(async { writers::brokers(&region.env("ZOOKEEPER_CONNECT")?).await })?;
+    ensure!(brokers == ["1", "2", "3"], "registered brokers: {brokers:?}");
+    let job = region.submit(&sample("clip-10s.mp4"))?;
+    region.wait_job(&job.id, JOB).map(drop)
+}
