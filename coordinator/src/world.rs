@@ -7,7 +7,7 @@ use std::{
 
 use vp_cluster::{
     NodeId, SlotId, VolumeId,
-    observe::{EnsembleSeen, Instance, KafkaSeen, NodeSeen, Observations, VolumeSeen},
+    observe::{EnsembleSeen, Instance, KafkaSeen, Observations, VolumeSeen},
 };
 
 #[derive(Default)]
@@ -40,7 +40,7 @@ impl World {
     pub fn observe(&self, obs: &mut Observations) {
         let seen = self.lock();
         for (node, instance) in &seen.instances {
-            obs.nodes.entry(node.clone()).or_insert_with(NodeSeen::default).instance = *instance;
+            obs.nodes.entry(node.clone()).or_default().instance = *instance;
         }
         obs.volumes.clone_from(&seen.volumes);
         obs.zone_empty_since_ms.clone_from(&seen.zone_empty_since_ms);

@@ -148,7 +148,6 @@ impl Operators for OperatorsApi {
 }
 
 impl OperatorsApi {
-    #[expect(clippy::result_large_err, reason = "a Status is what tonic's handlers return; boxed here, it would only be unboxed again")]
     fn must_lead(&self) -> Result<(), Status> {
         if self.leader.leads() { Ok(()) } else { Err(not_leader(&self.leader)) }
     }
