@@ -137,19 +137,42 @@ fn killed_silently(region: &Region) -> anyhow::Result<()> {
     region.wait_healthy(seconds(60)).map(drop)
 }
 
-/// The victim is alone in its zone, so that its volumes wait for the replacement and can be deleted meanwhile.
-fn volumes_lost(region: &Region) -> anyhow::Result<()> {
-    region.wait_healthy(seconds(120))?;
+/// A node with a ZooKeeper and a broker, and the nodes of its zone that could take over a volume: those hold neither of the two roles. (One that holds both
+/// takes no second of a role.) With these cordoned the volumes wait for the replacement, and can be deleted meanwhile.
+fn volume_victim(region: &Region) -> anyhow::Result<(String, Slot, Slot, Vec<String>)> {
     let slots = region.slots()?;
     let nodes: Vec<_> =
         region.instances()?.into_iter().filter(|one| one.alive && one.group.as_deref().is_some_and(|group| group.ends_with("-nodes"))).collect();
-    let alone = |id: &str| nodes.iter().find(|node| node.id == id).is_some_and(|node| nodes.iter().filter(|other| other.zone == node.zone).count() == 1);
     let of = |role: &str, holder: &str| slots.iter().find(|slot| slot.role == role && slot.instance.as_deref() == Some(holder)).cloned();
-    let victim = nodes.iter().filter(|node| alone(&node.id)).find_map(|node| Some((node.id.clone(), of("zookeeper", &node.id)?, of("kafka", &node.id)?)));
-    let (victim, zookeeper, kafka) = victim.context("no node is alone in its zone with a ZooKeeper and a broker")?;
+    for node in &nodes {
+        let (Some(zookeeper), Some(kafka)) = (of("zookeeper", &node.id), of("kafka", &node.id)) else { continue };
+        let others = nodes.iter().filter(|other| other.zone == node.zone && other.id != node.id);
+        let held: Vec<_> = others.map(|other| (other.id.clone(), of("zookeeper", &other.id).is_some(), of("kafka", &other.id).is_some())).collect();
+        if held.iter().all(|(_, zookeeper, kafka)| zookeeper == kafka) {
+            let empty = held.into_iter().filter(|(_, zookeeper, _)| !zookeeper).map(|(id, ..)| id).collect();
+            return Ok((node.id.clone(), zookeeper, kafka, empty));
+        }
+    }
+    anyhow::bail!("no node has a ZooKeeper, a broker and a zone in which nobody else can take over: {slots:?}")
+}
+
+fn volumes_lost(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let (victim, zookeeper, kafka, cordoned) = volume_victim(region)?;
+    for node in &cordoned {
+        ensure!(region.ctl(&["drain", node])?.code == 0, "{node} is not cordoned");
+    }
+    let lost = lose_volumes(region, &victim, &zookeeper, &kafka);
+    for node in &cordoned {
+        region.ctl(&["drain", node, "--undo"])?;
+    }
+    lost
+}
+
+fn lose_volumes(region: &Region, victim: &str, zookeeper: &Slot, kafka: &Slot) -> anyhow::Result<()> {
     let since = Instant::now();
-    region.kill_instance(&victim)?;
-    let mut volumes: Vec<String> = [&zookeeper, &kafka].iter().filter_map(|slot| slot.volume.clone()).collect();
+    region.kill_instance(victim)?;
+    let mut volumes: Vec<String> = [zookeeper, kafka].iter().filter_map(|slot| slot.volume.clone()).collect();
     ensure!(volumes.len() == 2, "both own a volume");
     wait_until("both volumes are deleted", seconds(30), || {
         for volume in region.block_on(region.ec2().describe_volumes(&volumes))? {
@@ -160,7 +183,7 @@ fn volumes_lost(region: &Region) -> anyhow::Result<()> {
         }
         Ok(volumes.is_empty().then_some(()))
     })?;
-    tell("with their disks", region.wait_healed(&victim, since, HEALED)?);
+    tell("with their disks", region.wait_healed(victim, since, HEALED)?);
     let (member, broker) = (region.slot(&zookeeper.name)?, region.slot(&kafka.name)?);
     ensure!(member.volume != zookeeper.volume && broker.volume != kafka.volume, "the lost disks are still named");
     ensure!(member.member_id != zookeeper.member_id, "an empty disk came up as member {:?} again", member.member_id);
@@ -210,6 +233,12 @@ fn coordinator_lost(region: &Region) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The number of an agent's conversation with the cluster: another one means that it registered anew.
+fn session(status: &serde_json::Value, instance: &str) -> Option<u64> {
+    let nodes = status["nodes"].as_array()?;
+    nodes.iter().find(|node| node["instance"] == instance)?["session"].as_u64()
+}
+
 fn agent_killed(region: &Region) -> anyhow::Result<()> {
     let before = region.slot("stream-1")?;
     let holder = before.instance.clone().context("the stream has a holder")?;
@@ -218,16 +247,13 @@ fn agent_killed(region: &Region) -> anyhow::Result<()> {
     let first = || held.iter().map(|slot| (slot.clone(), region.slot_processes(&holder, slot).into_iter().min_by_key(|one| one.start))).collect();
     let roots: BTreeMap<String, _> = first();
     ensure!(roots.values().all(Option::is_some), "a healthy slot has no process: {roots:?}");
+    let known = session(&region.status()?, &holder);
     let old = region.daemon(&holder, "vp-agent")?;
     old.signal(Signal::SIGKILL)?;
     wait_until("boot starts the agent again", seconds(20), || Ok((region.daemon(&holder, "vp-agent")? != old).then_some(())))?;
-    let session = |status: serde_json::Value| {
-        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-        nodes.iter().find(|node| node["instance"] == holder.as_str()).and_then(|node| node["silent_ms"].as_u64())
-    };
-    wait_until("it is heard again and the cluster is healthy", seconds(60), || {
+    wait_until("it has a new session and the cluster is healthy", seconds(60), || {
         let status = region.status()?;
-        Ok((status["health"] == "healthy" && session(status).is_some_and(|silent| silent < 2000)).then_some(()))
+        Ok((status["health"] == "healthy" && session(&status, &holder).is_some_and(|now| Some(now) != known)).then_some(()))
     })?;
     let now: BTreeMap<String, _> = first();
     ensure!(now == roots, "roles were restarted: {roots:?}, then {now:?}");
