@@ -114,3 +114,73 @@ fn read(folder: &Path) -> Result<BTreeMap<String, RoleFile>, CatalogueError> {
     }
     Ok(roles)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KAFKA: &str = "fencing: quorum\nvolume: true\nmembership: kafka\nafter: [zookeeper]\nspread: zone\nresources: {memory_mib: 700}\n";
+    const ZOOKEEPER: &str = "fencing: quorum\nmembership: zookeeper\nresources: {memory_mib: 200}\n";
+
+    fn catalogue(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("role.yaml"), text).unwrap();
+        }
+        folder
+    }
+
+    fn wanted(names: &[&str]) -> SpecFile {
+        SpecFile { roles: names.iter().map(|name| ((*name).to_owned(), Count { min: None, pref: 3, max: None })).collect(), ..SpecFile::default() }
+    }
+
+    #[test]
+    fn a_role_is_what_its_folder_and_the_wish_say_together() {
+        let folder = catalogue(&[("kafka", KAFKA), ("zookeeper", ZOOKEEPER)]);
+        let spec = spec(folder.path(), &wanted(&["kafka", "zookeeper"])).unwrap();
+        let kafka = &spec.roles[&RoleName("kafka".to_owned())];
+        assert_eq!((kafka.min, kafka.pref, kafka.max), (1, 3, 3));
+        assert_eq!((kafka.fencing, kafka.membership, kafka.volume, kafka.spread_zones), (Fencing::Quorum, Membership::Kafka, true, true));
+        assert_eq!((&kafka.after[..], kafka.memory_mib), (&["zookeeper".into()][..], 700));
+    }
+
+    #[test]
+    fn a_role_that_is_not_wanted_gates_nothing() {
+        let folder = catalogue(&[("kafka", KAFKA), ("zookeeper", ZOOKEEPER)]);
+        assert_eq!(spec(folder.path(), &wanted(&["kafka"])).unwrap().roles[&RoleName("kafka".to_owned())].after, []);
+    }
+
+    #[test]
+    fn the_flat_zookeeper_keys_win_over_the_roles_own() {
+        let folder = catalogue(&[("zookeeper", ZOOKEEPER)]);
+        let flat = SpecFile { zookeeper_min_nodes: Some(3), zookeeper_pref_nodes: Some(5), zookeeper_max_nodes: Some(7), ..wanted(&["zookeeper"]) };
+        let role = spec(folder.path(), &flat).unwrap().roles[&RoleName("zookeeper".to_owned())].clone();
+        assert_eq!((role.min, role.pref, role.max), (3, 5, 7));
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_by_its_path_and_an_unknown_role_with_what_there_is() {
+        for (text, said) in [
+            ("fencing: gentle\nresources: {memory_mib: 1}\n", "gentle"),
+            ("fencing: quorum\nmembership: etcd\nresources: {memory_mib: 1}\n", "allowed are none, zookeeper, kafka"),
+            ("fencing: quorum\n", "resources"),
+            ("fencing: [", "role.yaml"),
+        ] {
+            let refused = spec(catalogue(&[("odd", text)]).path(), &wanted(&["odd"])).unwrap_err().to_string();
+            assert!(refused.contains(said) && refused.contains("odd/role.yaml"), "{text}: {refused}");
+        }
+        let folder = catalogue(&[("kafka", KAFKA)]);
+        let refused = spec(folder.path(), &wanted(&["kafak"])).unwrap_err().to_string();
+        assert!(refused.contains("'kafak'") && refused.contains("it has: kafka"), "{refused}");
+    }
+
+    #[test]
+    fn the_catalogue_of_this_repository_is_usable() {
+        let roles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../roles");
+        let spec = spec(&roles, &wanted(&["zookeeper", "kafka", "spark-master", "spark-worker", "stream"])).unwrap();
+        let mut state = vp_cluster::ClusterState::default();
+        vp_cluster::apply(&mut state, 1, 0, &vp_cluster::Command::SetSpec { spec }).unwrap();
+        assert_eq!(state.slots.len(), 15);
+    }
+}

@@ -15,8 +15,9 @@ use vp_cloud::{
     s3::ObjectStore,
 };
 use vp_cluster::{
-    ClusterState, Command, NodeId, SlotId, VolumeId, Zone,
+    ClusterState, Command, NodeId, SlotId, VolumeId, Zone, liveness,
     observe::{Instance, VolumeSeen},
+    planner,
     state::{Lifecycle, Membership},
 };
 
@@ -132,11 +133,8 @@ impl CloudWatch {
     /// A lost node's instance is terminated through its group, which then boots a replacement.
     async fn terminate_lost(&self, state: &ClusterState, memory: &mut Memory) {
         memory.asked.retain(|node, _| state.nodes.contains_key(node));
-        for (id, node) in &state.nodes {
-            let known = self.leader.world.lock().instances.get(id).copied().unwrap_or_default();
-            let dying = matches!(known, Instance::ShuttingDown | Instance::Terminated);
-            let lately = memory.asked.get(id).is_some_and(|asked| asked.elapsed() < ASK_AGAIN);
-            if node.lifecycle != Lifecycle::Lost || dying || lately {
+        for id in liveness::to_terminate(state, &self.leader.observations()) {
+            if memory.asked.get(id).is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
                 continue;
             }
             memory.asked.insert(id.clone(), Instant::now());
@@ -181,13 +179,16 @@ impl CloudWatch {
     }
 
     async fn move_volumes(&self, state: &ClusterState) {
+        for (id, zone) in planner::wants_volume(state) {
+            self.create(state, id, zone).await;
+        }
+        let lives = |node: &NodeId| state.nodes.get(node).is_some_and(|node| matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining));
         for (id, slot) in &state.slots {
             if !state.role(id).is_some_and(|role| role.volume) {
                 continue;
             }
             let seen = slot.volume.as_ref().and_then(|volume| self.leader.world.lock().volumes.get(&volume.id).cloned());
             match (&slot.volume, state.holder(slot), seen) {
-                (None, Some((_, node)), _) => self.create(state, id, &node.zone).await,
                 (Some(volume), Some((holder, _)), Some(VolumeSeen::Available)) => {
                     let device = device(state, holder, id);
                     match self.compute.attach_volume(&volume.id.0, &holder.0, &device).await {
@@ -200,12 +201,10 @@ impl CloudWatch {
                     }
                 }
                 // Given back by the agent's own word: the old node lives on without it. A terminated one loses its volumes by itself.
-                (Some(volume), holder, Some(VolumeSeen::AttachedTo(at))) if holder.is_none_or(|(holder, _)| *holder != at) => {
-                    if state.nodes.get(&at).is_some_and(|node| matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining)) {
-                        match self.compute.detach_volume(&volume.id.0).await {
-                            Ok(()) => info!(slot = %id, volume = %volume.id, node = %at, "volume detached"),
-                            Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not detached yet"),
-                        }
+                (Some(volume), holder, Some(VolumeSeen::AttachedTo(at))) if holder.is_none_or(|(holder, _)| *holder != at) && lives(&at) => {
+                    match self.compute.detach_volume(&volume.id.0).await {
+                        Ok(()) => info!(slot = %id, volume = %volume.id, node = %at, "volume detached"),
+                        Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not detached yet"),
                     }
                 }
                 _ => {}

@@ -160,7 +160,8 @@ fn started(state: &ClusterState, obs: &Observations, id: &SlotId) -> bool {
 fn facts(state: &ClusterState, obs: &Observations) -> Vec<Command> {
     let mut facts = planner::lost_volumes(state, obs);
     for (id, slot) in &state.slots {
-        if slot.holder.is_some() && !slot.used && obs.phase(id, slot.generation) == Phase::Healthy {
+        let disk = slot.volume.is_some() || state.role(id).is_some_and(|role| !role.volume);
+        if slot.holder.is_some() && disk && !slot.used && obs.phase(id, slot.generation) == Phase::Healthy {
             facts.push(Command::SlotUsed { slot: id.clone(), generation: slot.generation });
         }
     }

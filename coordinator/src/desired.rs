@@ -75,3 +75,85 @@ fn zookeeper_params(state: &ClusterState, obs: &Observations, id: &SlotId, diges
     }
     params
 }
+
+#[cfg(test)]
+mod tests {
+    use vp_cluster::{Command, planner, state::RoleSpec, state::Spec};
+
+    use super::*;
+
+    /// One node that holds an ensemble of one and one worker.
+    fn placed() -> (ClusterState, Observations) {
+        let role = |fencing, membership, volume| RoleSpec {
+            min: 1,
+            pref: 1,
+            max: 1,
+            fencing,
+            fenced_sinks: false,
+            volume,
+            membership,
+            after: Vec::new(),
+            spread_zones: false,
+            memory_mib: 10,
+        };
+        let roles =
+            [("zookeeper".into(), role(Fencing::Quorum, Membership::ZooKeeper, true)), ("worker".into(), role(Fencing::Disposable, Membership::None, false))];
+        let (mut state, obs) = (ClusterState::default(), Observations::default());
+        let node = Command::RegisterNode {
+            node: "i-1".into(),
+            address: "127.37.1.20".to_owned(),
+            zone: "a".into(),
+            instance_type: "t".to_owned(),
+            memory_mib: 100,
+            cpu_millis: 1000,
+            agent_version: "1".to_owned(),
+        };
+        vp_cluster::apply(&mut state, 1, 0, &Command::SetSpec { spec: Spec { roles: roles.into(), volume_wait_ms: 0 } }).unwrap();
+        vp_cluster::apply(&mut state, 2, 0, &node).unwrap();
+        let plan = planner::plan(&state, &obs).0;
+        vp_cluster::apply(&mut state, 3, 0, &Command::Plan(plan)).unwrap();
+        (state, obs)
+    }
+
+    fn assignment(state: &ClusterState, obs: &Observations, role: &str) -> v1::Assignment {
+        let all = desired(state, obs, &"i-1".into(), 4, "super:x").assignments;
+        all.into_iter().find(|assignment| assignment.slot.as_ref().is_some_and(|slot| slot.role == role)).unwrap()
+    }
+
+    #[test]
+    fn a_node_is_told_what_it_holds_and_everybody_who_is_there() {
+        let (state, obs) = placed();
+        let told = desired(&state, &obs, &"i-1".into(), 4, "super:x");
+        assert_eq!((told.term, told.revision, told.assignments.len(), told.members.len()), (4, 3, 2, 2));
+        assert!(told.members.iter().all(|member| member.address == "127.37.1.20" && member.generation == 3));
+        assert_eq!(desired(&state, &obs, &"i-9".into(), 4, "super:x").assignments, []);
+    }
+
+    #[test]
+    fn a_slot_starts_only_when_its_gate_is_open_and_says_what_it_waits_for() {
+        let (mut state, obs) = placed();
+        let worker = assignment(&state, &obs, "worker");
+        assert!(worker.start && worker.waiting_on.is_empty() && worker.params.is_empty());
+        let zookeeper = assignment(&state, &obs, "zookeeper");
+        assert!(!zookeeper.start);
+        assert_eq!(zookeeper.waiting_on, "its volume is being created");
+        state.slots.get_mut(&SlotId::new("worker", 1)).unwrap().releasing = true;
+        let leaving = assignment(&state, &obs, "worker");
+        assert!(leaving.stop && !leaving.start);
+    }
+
+    #[test]
+    fn a_founder_is_told_its_list_and_to_initialize_and_only_at_the_founding() {
+        let (mut state, obs) = placed();
+        let founding = ensemble::founding(&state, &"zookeeper".into()).unwrap();
+        vp_cluster::apply(&mut state, 4, 0, &founding).unwrap();
+        let params = assignment(&state, &obs, "zookeeper").params;
+        assert_eq!(params["join"], "founder");
+        assert_eq!(params["initialize"], "true");
+        assert_eq!(params["ensemble"], server_line(1, "127.37.1.20", true));
+        assert_eq!(params["super_digest"], "super:x");
+        state.slots.get_mut(&SlotId::new("zookeeper", 1)).unwrap().used = true;
+        let params = assignment(&state, &obs, "zookeeper").params;
+        assert_eq!((params["join"].as_str(), params["initialize"].as_str()), ("member", "false"));
+    }
+}

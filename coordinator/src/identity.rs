@@ -105,3 +105,90 @@ impl Verifier {
         Ok(instance)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ring::{
+        rand::SystemRandom,
+        signature::{KeyPair, RSA_PKCS1_SHA256, RsaKeyPair},
+    };
+    use vp_cloud::{Endpoints, Session};
+
+    use super::*;
+
+    fn key(base64: &str) -> RsaKeyPair {
+        let compact: String = base64.split_whitespace().collect();
+        RsaKeyPair::from_pkcs8(&STANDARD.decode(compact).unwrap()).unwrap()
+    }
+
+    /// Keys for tests only: nothing else trusts them.
+    fn region_key() -> RsaKeyPair {
+        key(include_str!("../tests/data/identity-test-key.pk8.base64"))
+    }
+
+    fn sign(key: &RsaKeyPair, document: &str) -> String {
+        let mut signature = vec![0; key.public().modulus_len()];
+        key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), document.as_bytes(), &mut signature).unwrap();
+        // As IMDS gives it: in lines.
+        STANDARD.encode(signature).as_bytes().chunks(64).map(|line| format!("{}\n", String::from_utf8_lossy(line))).collect()
+    }
+
+    const DOCUMENT: &str =
+        r#"{"instanceId": "i-1", "region": "us-east-1", "privateIp": "127.37.1.20", "availabilityZone": "us-east-1a", "pendingTime": "2026-01-01T00:00:00Z"}"#;
+
+    async fn verifier() -> Verifier {
+        let endpoints = Endpoints { region: Some("us-east-1".to_owned()), endpoint_url: Some("http://127.37.0.99:1".to_owned()), ..Endpoints::default() };
+        let session = Session::load(endpoints).await;
+        Verifier {
+            public_key: region_key().public().as_ref().to_vec(),
+            cluster: "dev".to_owned(),
+            region: "us-east-1".to_owned(),
+            group: "dev-nodes".to_owned(),
+            compute: Compute::new(session.shared()),
+        }
+    }
+
+    fn claim<'a>(document: &'a str, signature: &'a str) -> Claim<'a> {
+        Claim { cluster: "dev", instance_id: "i-1", address: "127.37.1.20", document, signature }
+    }
+
+    #[tokio::test]
+    async fn a_document_of_this_instance_signed_by_this_region_is_taken() {
+        let signature = sign(&region_key(), DOCUMENT);
+        verifier().await.verify_document(&claim(DOCUMENT, &signature)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_forged_signature_is_refused() {
+        let verifier = verifier().await;
+        let good = sign(&region_key(), DOCUMENT);
+        let others = sign(&key(include_str!("../tests/data/other-region-test-key.pk8.base64")), DOCUMENT);
+        let changed = DOCUMENT.replace("us-east-1a", "us-east-1b");
+        let cut = &good[..good.len() / 2];
+        for (name, document, signature) in [
+            ("another key's", DOCUMENT, others.as_str()),
+            ("of another document", &changed, good.as_str()),
+            ("cut", DOCUMENT, cut),
+            ("none", DOCUMENT, ""),
+            ("not base64", DOCUMENT, "%%%%"),
+        ] {
+            let refused = verifier.verify_document(&claim(document, signature));
+            assert!(matches!(refused, Err(Refusal::Forged)), "{name}: {refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_true_document_of_somebody_else_is_refused() {
+        let verifier = verifier().await;
+        let key = region_key();
+        let elsewhere = DOCUMENT.replace("us-east-1\"", "eu-west-1\"");
+        let broken = "{\"instanceId\": 5}";
+        let (good, far, odd) = (sign(&key, DOCUMENT), sign(&key, &elsewhere), sign(&key, broken));
+        let refusal = |claim: Claim<'_>| verifier.verify_document(&claim).unwrap_err();
+        assert!(matches!(refusal(Claim { instance_id: "i-2", ..claim(DOCUMENT, &good) }), Refusal::Other { .. }));
+        assert!(matches!(refusal(Claim { address: "127.37.1.21", ..claim(DOCUMENT, &good) }), Refusal::Address { .. }));
+        assert!(matches!(refusal(Claim { cluster: "prod", ..claim(DOCUMENT, &good) }), Refusal::Cluster { .. }));
+        assert!(matches!(refusal(claim(&elsewhere, &far)), Refusal::Region { .. }));
+        assert!(matches!(refusal(claim(broken, &odd)), Refusal::Unreadable(_)));
+    }
+}

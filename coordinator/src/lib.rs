@@ -19,6 +19,7 @@ pub mod peers;
 pub mod raft;
 pub mod registry;
 pub mod settings;
+pub mod state_hash;
 pub mod storage;
 pub mod world;
 pub mod zookeeper;

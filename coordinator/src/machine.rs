@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use vp_cluster::{ClusterState, Command, Rejection, apply};
 
-use crate::raft::Machine;
+use crate::{raft::Machine, state_hash::Reached};
 
 /// A command as the log carries it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +20,7 @@ pub struct Entry {
 pub struct ClusterMachine {
     state: ClusterState,
     publish: watch::Sender<Arc<ClusterState>>,
+    reached: watch::Sender<Reached>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +28,11 @@ pub struct ClusterMachine {
 pub struct BadState(#[from] serde_json::Error);
 
 impl ClusterMachine {
-    /// An empty machine and the place where its state is published after each entry.
-    pub fn new() -> (Self, watch::Receiver<Arc<ClusterState>>) {
-        let (publish, state) = watch::channel(Arc::new(ClusterState::default()));
-        (Self { state: ClusterState::default(), publish }, state)
+    /// An empty machine and the places where its state is published after each run of entries, alone and with its index.
+    pub fn new() -> (Self, watch::Receiver<Arc<ClusterState>>, watch::Receiver<Reached>) {
+        let (publish, state) = watch::channel(Arc::default());
+        let (reached, last) = watch::channel(Reached::default());
+        (Self { state: ClusterState::default(), publish, reached }, state, last)
     }
 }
 
@@ -47,8 +49,10 @@ impl Machine for ClusterMachine {
         serde_json::to_vec(&outcome.err()).unwrap_or_default()
     }
 
-    fn batch_done(&mut self, _: u64) {
-        self.publish.send_replace(Arc::new(self.state.clone()));
+    fn batch_done(&mut self, index: u64) {
+        let state = Arc::new(self.state.clone());
+        self.publish.send_replace(state.clone());
+        self.reached.send_replace((index, state));
     }
 
     fn snapshot(&self) -> Vec<u8> {

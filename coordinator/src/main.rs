@@ -24,7 +24,7 @@ use vp_coordinator::{
     peers, raft,
     registry::Registry,
     settings::Settings,
-    storage,
+    state_hash, storage,
     world::World,
     zookeeper::{Administrator, ZooKeeper},
 };
@@ -57,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
     .await;
     let store = ObjectStore::new(&session);
     let compute = Compute::new(session.shared());
-    bootstrap::claim(&store, &settings).await;
+    bootstrap::claim(&store, &settings).await.context("this coordinator does not serve")?;
     let administrator = loop {
         match Administrator::load(&store, &settings.user_data.buckets.cluster).await {
             Ok(administrator) => break administrator,
@@ -70,12 +70,15 @@ async fn main() -> anyhow::Result<()> {
 
 async fn serve(settings: Settings, session: &Session, store: ObjectStore, compute: Compute, administrator: Administrator) -> anyhow::Result<()> {
     let data = &settings.user_data;
-    let (machine, state) = ClusterMachine::new();
+    let (machine, state, reached) = ClusterMachine::new();
+    let state_hash = state_hash::latest(reached);
     let voters: Vec<u64> = data.coordinators.iter().map(|peer| peer.id).collect();
     let addresses = data.coordinators.iter().map(|peer| (peer.id, SocketAddr::from((peer.address, COORDINATOR_PORT)))).collect();
-    let identity = storage::Identity { cluster: data.cluster.clone(), member: settings.me.id };
+    let identity = bootstrap::identity(&settings);
+    // The claim was made on this disk: if it is gone by now, it is lost.
+    let disk = storage::StoreOptions { must_exist: true, ..storage::StoreOptions::default() };
     let config = raft::Config { id: settings.me.id, voters, ..raft::Config::default() };
-    let node = raft::open(&settings.data, &identity, config, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
+    let node = raft::open(&settings.data, &identity, disk, config, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
     let network = peers::Network::new(data.cluster.clone(), settings.me.id, settings.me.address.into(), addresses);
     let (raft, raft_ended) = raft::start(node, network.outgoing());
 
@@ -93,6 +96,7 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
     let watch = CloudWatch { leader: leader.clone(), compute, groups: Groups::new(session.shared()), store };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
     let agents = AgentsServer::new(AgentsApi { leader: leader.clone(), verifier }).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let agreement = state_hash::run(leader.clone(), state_hash.clone());
     let operators = OperatorsServer::new(OperatorsApi { leader, findings: found }).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(1)))
@@ -100,7 +104,7 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
         .max_concurrent_streams(256)
         .add_service(agents)
         .add_service(operators)
-        .add_service(network.service(raft))
+        .add_service(network.service(raft, state_hash.clone()))
         .serve(address);
     info!(%address, "coordinator serving");
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
@@ -109,6 +113,7 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
         ended = raft_ended => ended.context("the log's task ended")?,
         () = spawned(control.run()) => bail!("the control loop ended"),
         () = spawned(watch.run()) => bail!("the cloud watch ended"),
+        () = spawned(agreement) => bail!("this member's state differs from the majority's at the same index: replace it"),
         () = spawned(zookeeper.run()) => bail!("the zookeeper watch ended"),
         _ = terminate.recv() => info!("asked to stop"),
         _ = tokio::signal::ctrl_c() => info!("asked to stop"),

@@ -68,25 +68,24 @@ impl Network {
         Outgoing { cluster: self.cluster.clone(), id: self.id, senders: self.senders.clone() }
     }
 
-    /// Starts the outgoing streams (on the current runtime; they end when the raft thread does) and gives the service.
-    pub fn service(&self, raft: RaftHandle) -> PeersServer<PeersApi> {
+    /// Starts the outgoing streams (on the current runtime; they end when the raft thread does) and gives the service, which
+    /// tells peers the index and hash that `state_hash` gives.
+    pub fn service(&self, raft: RaftHandle, state_hash: StateHash) -> PeersServer<PeersApi> {
         let links = std::mem::take(&mut *self.links.lock().unwrap_or_else(PoisonError::into_inner));
         for link in links {
             tokio::spawn(link.run(raft.clone()));
         }
-        PeersServer::new(PeersApi { cluster: self.cluster.clone(), id: self.id, members: self.members.clone(), raft, state_hash: Arc::new(|| 0) })
+        PeersServer::new(PeersApi { cluster: self.cluster.clone(), id: self.id, members: self.members.clone(), raft, state_hash })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 }
 
 impl Outbox for Outgoing {
-    fn send(&mut self, message: Message) {
+    fn send(&mut self, message: Message) -> bool {
         let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
         let envelope = Envelope { cluster: self.cluster.clone(), from: self.id, to: message.to, message: message.encode_to_vec() };
-        // A dropped message is repeated by Raft; a dropped snapshot by the leader's next probe.
-        if let Some(sender) = self.senders.get(&message.to) {
-            let _ = sender.try_send(Parcel { envelope, snapshot });
-        }
+        // A dropped message is repeated by Raft.
+        self.senders.get(&message.to).is_some_and(|sender| sender.try_send(Parcel { envelope, snapshot }).is_ok())
     }
 }
 
@@ -161,13 +160,16 @@ impl Link {
     }
 }
 
+/// The index applied last and the hash of the state it gave.
+pub type StateHash = Arc<dyn Fn() -> (u64, u64) + Send + Sync>;
+
 /// The Peers service.
 pub struct PeersApi {
     cluster: String,
     id: u64,
     members: Vec<u64>,
     raft: RaftHandle,
-    state_hash: Arc<dyn Fn() -> u64 + Send + Sync>,
+    state_hash: StateHash,
 }
 
 impl PeersApi {
@@ -196,7 +198,9 @@ impl Peers for PeersApi {
             let message = self.check(&envelope).inspect_err(|status| {
                 tracing::warn!(from = envelope.from, cluster = envelope.cluster, reason = status.message(), "peer envelope refused");
             })?;
-            self.raft.step(message);
+            if !self.raft.step(message) {
+                return Err(Status::unavailable("this coordinator is stopping"));
+            }
             accepted += 1;
         }
         Ok(Response::new(SendSummary { accepted }))
@@ -208,13 +212,7 @@ impl Peers for PeersApi {
             return Err(Status::permission_denied(format!("this is cluster {:?}", self.cluster)));
         }
         let status = self.raft.status();
-        Ok(Response::new(IdentifyResponse {
-            cluster,
-            id: self.id,
-            term: status.term,
-            leader_id: status.leader,
-            applied: status.applied,
-            state_hash: (self.state_hash)(),
-        }))
+        let (applied, state_hash) = (self.state_hash)();
+        Ok(Response::new(IdentifyResponse { cluster, id: self.id, term: status.term, leader_id: status.leader, applied, state_hash }))
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::watch;
 use vp_cluster::{
     NodeId, Session, SlotId,
-    observe::{NodeSeen, Observations, Phase, SlotSeen},
+    observe::{Observations, Phase, SlotSeen},
 };
 use vp_proto::v1;
 
@@ -156,7 +156,7 @@ impl Registry {
         let inner = self.lock();
         obs.leading_since_ms = inner.leading_since_ms;
         for (node, entry) in &inner.entries {
-            let seen = obs.nodes.entry(node.clone()).or_insert_with(NodeSeen::default);
+            let seen = obs.nodes.entry(node.clone()).or_default();
             seen.heard_ms = entry.heard_ms;
             seen.acknowledged_ms = entry.acknowledged_ms;
             for (slot, report) in &entry.slots {
@@ -197,5 +197,90 @@ fn phase(phase: v1::Phase) -> Phase {
         v1::Phase::Stopping => Phase::Stopping,
         v1::Phase::Stopped => Phase::Stopped,
         v1::Phase::Backoff => Phase::Backoff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeId {
+        "i-1".into()
+    }
+
+    fn report(generation: u64, phase: v1::Phase) -> BTreeMap<SlotId, v1::SlotObservation> {
+        let report = v1::SlotObservation { generation, phase: phase.into(), ..Default::default() };
+        BTreeMap::from([(SlotId::new("kafka", 1), report)])
+    }
+
+    fn observed(registry: &Registry) -> Observations {
+        let mut obs = Observations::default();
+        registry.observe(&mut obs);
+        obs
+    }
+
+    #[test]
+    fn a_later_stream_takes_the_seat_and_the_earlier_is_told() {
+        let registry = Registry::default();
+        let first = registry.open(&node(), Session(1)).unwrap();
+        let second = registry.open(&node(), Session(1)).unwrap();
+        assert!(!registry.heard(&node(), first.stream, BTreeMap::new(), None));
+        assert!(!registry.acknowledge(&node(), first.stream));
+        assert!(first.desired.has_changed().is_err(), "its sender is gone");
+        assert!(registry.heard(&node(), second.stream, BTreeMap::new(), None));
+        registry.close(&node(), first.stream);
+        assert_eq!(registry.suspects(60_000), [], "the old stream's end is no end of the new one");
+        registry.close(&node(), second.stream);
+        assert_eq!(registry.suspects(60_000), [node()]);
+    }
+
+    #[test]
+    fn a_condemned_session_is_never_acknowledged_again_but_a_new_one_may_come() {
+        let registry = Registry::default();
+        let seat = registry.open(&node(), Session(1)).unwrap();
+        assert!(registry.acknowledge(&node(), seat.stream));
+        registry.condemn(&node());
+        assert!(!registry.acknowledge(&node(), seat.stream));
+        assert!(registry.open(&node(), Session(1)).is_none());
+        let again = registry.open(&node(), Session(2)).unwrap();
+        assert!(registry.acknowledge(&node(), again.stream));
+    }
+
+    #[test]
+    fn a_new_term_begins_with_empty_memory() {
+        let registry = Registry::default();
+        let seat = registry.open(&node(), Session(1)).unwrap();
+        registry.heard(&node(), seat.stream, report(5, v1::Phase::Healthy), None);
+        registry.begin_term();
+        let obs = observed(&registry);
+        assert!(obs.nodes.is_empty() && obs.slots.is_empty());
+        assert!(!registry.acknowledge(&node(), seat.stream));
+    }
+
+    #[test]
+    fn of_two_reports_on_a_slot_the_newer_generation_counts() {
+        let registry = Registry::default();
+        for (name, generation) in [("i-1", 9), ("i-2", 4)] {
+            let seat = registry.open(&name.into(), Session(1)).unwrap();
+            registry.heard(&name.into(), seat.stream, report(generation, v1::Phase::Healthy), None);
+        }
+        let obs = observed(&registry);
+        assert_eq!(obs.phase(&SlotId::new("kafka", 1), vp_cluster::Generation(9)), Phase::Healthy);
+        assert_eq!(obs.phase(&SlotId::new("kafka", 1), vp_cluster::Generation(4)), Phase::Unknown);
+    }
+
+    #[test]
+    fn a_desired_set_is_published_only_when_its_content_changes() {
+        let registry = Registry::default();
+        let mut seat = registry.open(&node(), Session(1)).unwrap();
+        let desired =
+            |revision, pid: &str| v1::Desired { revision, members: vec![v1::Member { address: pid.to_owned(), ..Default::default() }], ..Default::default() };
+        registry.publish(&node(), desired(1, "a"));
+        assert!(seat.desired.has_changed().unwrap());
+        seat.desired.mark_unchanged();
+        registry.publish(&node(), desired(2, "a"));
+        assert!(!seat.desired.has_changed().unwrap());
+        registry.publish(&node(), desired(3, "b"));
+        assert_eq!(seat.desired.borrow_and_update().as_ref().map(|desired| desired.revision), Some(3));
     }
 }

@@ -172,3 +172,61 @@ impl Metadata {
         asked.and_then(reqwest::Response::error_for_status).map_err(failed)?.text().await.map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "\
+cluster: dev
+run: coordinator
+group: dev-nodes
+coordinators:
+  - {id: 1, address: 127.37.1.10, zone: us-east-1a, group: dev-coordinator-1}
+  - {id: 2, address: 127.37.2.10, zone: us-east-1b, group: dev-coordinator-2}
+  - {id: 3, address: 127.37.3.10, zone: us-east-1c, group: dev-coordinator-3}
+coordinator: 1
+lease_ms: 4000
+aws: {region: us-east-1, endpoint_url: \"http://127.37.0.2:5000\", s3_endpoint_url: null}
+buckets: {uploads: dev-uploads, results: dev-results, cluster: dev-cluster}
+identity_public_key: AAAA
+spec:
+  roles:
+    kafka: {pref: 3}
+  zookeeper_pref_nodes: 5
+  ssh_path: /usr/bin/ssh
+";
+
+    #[test]
+    fn user_data_as_it_is_written_is_understood() {
+        let data = parse(GOOD).unwrap();
+        assert_eq!((data.coordinators.len(), data.lease_ms, data.spec.volume_wait_ms), (3, 4000, 60_000));
+        assert_eq!((data.spec.roles["kafka"].pref, data.spec.zookeeper_pref_nodes), (3, Some(5)));
+    }
+
+    #[test]
+    fn wrong_user_data_is_refused_with_what_is_wrong() {
+        for (from, to, said) in [
+            ("lease_ms: 4000", "lease_ms: 1999", "allowed are 2000 to 60000"),
+            ("lease_ms: 4000", "lease_ms: 60001", "allowed are 2000 to 60000"),
+            ("lease_ms: 4000", "lease_ms: soon", "lease_ms"),
+            ("lease_ms: 4000", "leese_ms: 4000", "leese_ms"),
+            ("{id: 2,", "{id: 1,", "different ids"),
+            ("{id: 1,", "{id: 0,", "different ids"),
+            ("  - {id: 3, address: 127.37.3.10, zone: us-east-1c, group: dev-coordinator-3}\n", "", "use 1, 3 or 5"),
+            ("127.37.2.10", "somewhere", "address"),
+            ("kafka: {pref: 3}", "kafka: {perf: 3}", "perf"),
+            ("kafka: {pref: 3}", "kafka: {min: 3}", "pref"),
+            ("cluster: dev\n", "", "cluster"),
+        ] {
+            let refused = parse(&GOOD.replacen(from, to, 1)).map(|_| ()).unwrap_err().to_string();
+            assert!(refused.contains(said), "{to}: {refused}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let refused = parse(&GOOD.replacen("coordinator: 1", "coordinater: 1", 1)).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("line 8"), "{refused}");
+    }
+}

@@ -256,3 +256,39 @@ async fn read<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Re
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_member_list_is_read_as_zookeeper_writes_it() {
+        let text = "server.1=127.37.1.20:2888:3888:participant;127.37.1.20:2181\n\
+                    server.4=127.37.2.20:2888:3888:participant;0.0.0.0:2181\n\
+                    server.5=127.37.3.20:2888:3888:observer;127.37.3.20:2181\nversion=10000000a";
+        let seen = parse_config(text).unwrap();
+        assert_eq!(seen.version, 0x1_0000_000a);
+        let voters: Vec<_> = seen.voters.iter().map(|(id, address)| (*id, address.as_str())).collect();
+        assert_eq!(voters, [(1, "127.37.1.20"), (4, "127.37.2.20")], "an observer has no vote");
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_understood_is_no_list() {
+        for text in ["", "server.1=a:1:2:participant;a:3", "server.x=a:1:2:participant;a:3\nversion=1", "version=zz", "version="] {
+            assert_eq!(parse_config(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_into_a_list_is_read_back() {
+        let text = format!("{}\n{}\nversion=3", server_line(7, "127.37.1.9", true), server_line(8, "127.37.1.8", false));
+        assert_eq!(parse_config(&text).unwrap().voters, BTreeMap::from([(7, "127.37.1.9".to_owned())]));
+    }
+
+    #[test]
+    fn the_digest_is_the_one_of_zookeepers_own_provider() {
+        // base64(SHA-1("super:test")), computed with another program.
+        let administrator = Administrator { password: "test".to_owned() };
+        assert_eq!(administrator.digest(), "super:D/InIHSb7yEEbrWz8b9l71RjZJU=");
+    }
+}

@@ -14,10 +14,11 @@ pub mod task;
 pub use node::{Config, Machine, Node, NodeError, Outbox};
 pub use task::{Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, start};
 
+use std::path::Path;
+
 use crate::storage::{DiskStore, Identity, StoreOptions};
 
-/// Opens the member whose disk is `directory`, bootstrapping an empty one with `config.voters`.
-pub fn open<M: Machine>(directory: &std::path::Path, identity: &Identity, config: Config, machine: M) -> Result<Node<DiskStore, M>, NodeError> {
-    let store = DiskStore::open(directory, identity, StoreOptions::default())?;
-    Node::new(config, store, machine)
+/// Opens the member whose disk is `directory`, bootstrapping one that holds nothing yet with `config.voters`.
+pub fn open<M: Machine>(directory: &Path, identity: &Identity, options: StoreOptions, config: Config, machine: M) -> Result<Node<DiskStore, M>, NodeError> {
+    Node::new(config, DiskStore::open(directory, identity, options)?, machine)
 }

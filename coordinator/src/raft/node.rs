@@ -2,8 +2,8 @@
 //! simulator drives the very same code. Left out: proposals' callers and reads (`task`), transport (`peers`).
 
 use prost_raft::Message as _;
-use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType, Message, Snapshot, SnapshotMetadata};
-use raft::{RawNode, ReadState, StateRole};
+use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata};
+use raft::{RawNode, ReadState, SnapshotStatus, StateRole};
 
 use crate::storage::{self, StorageError, Store};
 
@@ -33,8 +33,8 @@ pub trait Machine: Send + 'static {
 
 /// Where messages to other members go. Never blocks; may drop, as Raft allows.
 pub trait Outbox {
-    /// Sends `message` to member `message.to`.
-    fn send(&mut self, message: Message);
+    /// Sends `message` to member `message.to`. False: it was dropped at once (Raft wants to know that of a snapshot only).
+    fn send(&mut self, message: Message) -> bool;
 }
 
 /// Settings of a member.
@@ -208,7 +208,7 @@ impl<S: Store, M: Machine> Node<S, M> {
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
             for message in ready.take_messages() {
-                outbox.send(message);
+                self.dispatch(outbox, message);
             }
             if !ready.snapshot().is_empty() {
                 let snapshot = ready.snapshot().clone();
@@ -218,13 +218,13 @@ impl<S: Store, M: Machine> Node<S, M> {
             progress.reads.append(&mut ready.take_read_states());
             self.raw.mut_store().append(ready.entries(), ready.hs(), ready.must_sync())?;
             for message in ready.take_persisted_messages() {
-                outbox.send(message);
+                self.dispatch(outbox, message);
             }
             let committed = ready.take_committed_entries();
             self.apply(committed, &mut progress)?;
             let mut light = self.raw.advance(ready);
             for message in light.take_messages() {
-                outbox.send(message);
+                self.dispatch(outbox, message);
             }
             let committed = light.take_committed_entries();
             self.apply(committed, &mut progress)?;
@@ -232,6 +232,15 @@ impl<S: Store, M: Machine> Node<S, M> {
             self.housekeeping()?;
         }
         Ok(progress)
+    }
+
+    /// A follower gets nothing else while raft-rs believes a snapshot to be on its way: one that was dropped must be told.
+    fn dispatch(&mut self, outbox: &mut impl Outbox, message: Message) {
+        let (to, snapshot) = (message.to, message.get_msg_type() == MessageType::MsgSnapshot);
+        if !outbox.send(message) && snapshot {
+            tracing::warn!(peer = to, "snapshot dropped, the peer is probed again");
+            self.raw.report_snapshot(to, SnapshotStatus::Failure);
+        }
     }
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), NodeError> {

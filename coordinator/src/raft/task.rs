@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use raft::eraftpb::Message;
@@ -112,12 +113,12 @@ pub enum LeadershipEvent {
     Ended { term: u64 },
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly every request is a Step: the queue is sized for it")]
 enum Request {
     Propose(Vec<u8>, oneshot::Sender<Result<Applied, ProposeError>>),
     Read(oneshot::Sender<Result<u64, ReadError>>),
     Step(Message),
     Unreachable(u64),
-    Snapshot(u64, bool),
     Transfer(u64),
     Stop,
 }
@@ -128,7 +129,11 @@ pub struct RaftHandle {
     requests: SyncSender<Request>,
     status: watch::Receiver<Status>,
     events: broadcast::Sender<LeadershipEvent>,
+    reports: Reports,
 }
+
+/// What became of snapshots: (peer, left here). Beside the queue, because a lost report would leave the peer behind for ever.
+type Reports = Arc<Mutex<Vec<(u64, bool)>>>;
 
 impl RaftHandle {
     /// Appends `command` and waits until it is applied here.
@@ -171,9 +176,10 @@ impl RaftHandle {
         self.events.subscribe()
     }
 
-    /// Hands in a message from a peer whose envelope was checked; dropped when the queue is full, as Raft allows.
-    pub fn step(&self, message: Message) {
-        let _ = self.requests.try_send(Request::Step(message));
+    /// Hands in a message from a peer whose envelope was checked; dropped when the queue is full, as Raft allows. False: the
+    /// thread has ended, nobody takes messages any more.
+    pub fn step(&self, message: Message) -> bool {
+        !matches!(self.requests.try_send(Request::Step(message)), Err(TrySendError::Disconnected(_)))
     }
 
     /// The last message to `peer` was not delivered.
@@ -181,9 +187,9 @@ impl RaftHandle {
         let _ = self.requests.try_send(Request::Unreachable(peer));
     }
 
-    /// The snapshot for `peer` left here, or did not.
+    /// The snapshot for `peer` left here, or did not; looked at within a tick, whatever is queued.
     pub fn report_snapshot(&self, peer: u64, sent: bool) {
-        let _ = self.requests.try_send(Request::Snapshot(peer, sent));
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).push((peer, sent));
     }
 
     /// Asks the leader (this member) to hand over to `peer`.
@@ -207,7 +213,8 @@ where
     let (requests, inbox) = sync_channel(QUEUE);
     let (status, watched) = watch::channel(Status { id: node.config().id, ..Status::default() });
     let (events, _) = broadcast::channel(64);
-    let handle = RaftHandle { requests, status: watched, events: events.clone() };
+    let reports = Reports::default();
+    let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone() };
     let (ended, end) = oneshot::channel();
     let spawned = std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
         let mut task = Task {
@@ -216,6 +223,7 @@ where
             inbox,
             status,
             events,
+            reports,
             proposals: BTreeMap::new(),
             waiting: Vec::new(),
             rounds: BTreeMap::new(),
@@ -247,6 +255,7 @@ struct Task<S: Store, M, O> {
     inbox: Receiver<Request>,
     status: watch::Sender<Status>,
     events: broadcast::Sender<LeadershipEvent>,
+    reports: Reports,
     /// index → (term, caller)
     proposals: BTreeMap<u64, (u64, oneshot::Sender<Result<Applied, ProposeError>>)>,
     /// Reads that no round has begun for.
@@ -277,6 +286,9 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                 }
                 taken += 1;
                 next = if taken < QUEUE { self.inbox.try_recv().ok() } else { None };
+            }
+            for (peer, sent) in std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner)) {
+                self.node.raw().report_snapshot(peer, if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
             }
             if Instant::now() >= next_tick {
                 self.node.raw().tick();
@@ -318,10 +330,6 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                 }
             }
             Request::Unreachable(peer) => self.node.raw().report_unreachable(peer),
-            Request::Snapshot(peer, sent) => {
-                let status = if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-                self.node.raw().report_snapshot(peer, status);
-            }
             Request::Transfer(peer) => self.node.raw().transfer_leader(peer),
             Request::Stop => return false,
         }

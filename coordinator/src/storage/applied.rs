@@ -38,14 +38,22 @@ impl AppliedCache {
     /// Opens the cache; one that sled cannot read, or another member's, is thrown away with a logged line.
     pub fn open(path: &Path, identity: &Identity) -> Result<Self, StorageError> {
         let label = identity.to_string();
-        let usable = open(path).and_then(|db| {
-            let found = db.get(IDENTITY)?;
-            Ok(found.is_none_or(|found| found == label.as_bytes()).then_some(db))
+        // On some damage sled panics instead of saying so.
+        let usable = std::panic::catch_unwind(|| {
+            open(path).and_then(|db| {
+                let found = db.get(IDENTITY)?;
+                db.get(KEY)?;
+                Ok(found.is_none_or(|found| found == label.as_bytes()).then_some(db))
+            })
         });
         let db = match usable {
-            Ok(Some(db)) => db,
+            Ok(Ok(Some(db))) => db,
             other => {
-                let error = other.err().map(|error| error.to_string());
+                let error = match other {
+                    Ok(Ok(_)) => "another member's".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "sled panicked".to_owned(),
+                };
                 tracing::warn!(path = %path.display(), error, "applied-state cache thrown away, it is rebuilt from the log");
                 std::fs::remove_dir_all(path).map_err(|source| StorageError::io("remove", path, source))?;
                 open(path)?

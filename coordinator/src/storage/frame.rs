@@ -5,8 +5,9 @@
 //! record: kind 1 | length 4 | bytes …
 //! ```
 //!
-//! A frame is written only after the one before it was synced, into space that reads as zeros. So a write cut short by a
-//! crash is the last frame and leaves some disk sector of it zero; anything else that does not add up is damage.
+//! A frame is written only after the one before it was synced, into space that reads as zeros. So a write that was cut short is
+//! the last frame, and it shows: a killed process leaves a beginning and then zeros, so that at least the end byte is missing;
+//! a lost machine leaves some disk sector zero. Anything else that does not add up is damage to what was acknowledged.
 
 /// Bytes before a frame's payload.
 pub const HEADER: usize = 24;
@@ -136,9 +137,15 @@ pub fn read(segment: &[u8], at: usize, sequence: u64) -> Found<'_> {
         return Found::Damaged(format!("checksum mismatch, and a later frame follows at byte {later}"));
     }
     let header = rest.get(..HEADER).unwrap_or(rest);
-    let length =
-        if u32_at(header, 16) == crc32fast::hash(header.get(..16).unwrap_or_default()) { HEADER + u32_at(header, 4) as usize + 1 } else { header.len() };
-    if zero_sector(segment, at, (at + length).min(segment.len())) {
+    let known = header.len() == HEADER && u32_at(header, 16) == crc32fast::hash(&header[..16]);
+    // Where the frame must end, or, its header being cut itself, what a whole frame would at least have beyond.
+    let (length, begun) = if known {
+        let length = HEADER + u32_at(header, 4) as usize + 1;
+        (length, rest.get(length - 1) == Some(&0))
+    } else {
+        (header.len(), rest[header.len()..].iter().all(|byte| *byte == 0))
+    };
+    if begun || zero_sector(segment, at, (at + length).min(segment.len())) {
         Found::Torn
     } else {
         Found::Damaged("checksum mismatch in a frame that was written whole".to_owned())
@@ -208,6 +215,27 @@ mod tests {
                 let found = read(&flipped, start, sequence);
                 assert!(matches!(found, Found::Damaged(_)), "byte {at} bit {bit}: {found:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_last_frame_cut_at_any_byte_is_torn() {
+        let (bytes, starts) = segment(&[(1, 40), (2, 300)]);
+        for cut in starts[1] + 1..bytes.len() - 4096 {
+            let mut cut_off = bytes.clone();
+            cut_off[cut..].fill(0);
+            assert_eq!(read(&cut_off, starts[1], 2), Found::Torn, "prefix up to {cut}");
+            assert!(matches!(read(&cut_off, 0, 1), Found::Frame { .. }), "the frame before it stays");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_others_follow_is_never_taken_for_a_cut_one() {
+        let (bytes, starts) = segment(&[(1, 40), (2, 300), (3, 40)]);
+        for cut in starts[1] + 1..starts[2] {
+            let mut holed = bytes.clone();
+            holed[cut..starts[2]].fill(0);
+            assert!(matches!(read(&holed, starts[1], 2), Found::Damaged(_)), "hole from {cut}");
         }
     }
 

@@ -51,6 +51,12 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), StorageError> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| StorageError::io("sync", path, source))
 }
 
+/// Whether there is a log in `directory`: a whole first segment with the member's identity in it.
+pub fn exists(directory: &Path) -> bool {
+    let names = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    names.map(|item| item.path()).any(|path| path.extension().is_some_and(|end| end == "seg"))
+}
+
 impl Log {
     /// Opens the log in `directory`, or begins one. `in_use`: somebody knows that this member has written before (so an
     /// empty folder is a lost disk). Cuts a write that was never acknowledged; refuses everything else that is wrong.
@@ -161,6 +167,8 @@ impl Log {
             }
             if position + 1 == count {
                 self.file = OpenOptions::new().write(true).open(&path).map_err(io("open"))?;
+                // The last frame may be whole and yet unsynced (killed in between): from now on it counts as durable.
+                self.file.sync_data().map_err(io("sync"))?;
                 self.offset = at;
                 self.capacity = bytes.len();
             }

@@ -1,0 +1,175 @@
+//! Do the members agree on what the log has made? Each compares the hash of its state with the others' at the same index, and one that a majority
+//! contradicts stops loudly. Left out: mending (its log is sound, but what it made of it is not to be trusted).
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::join_all;
+use tokio::{sync::watch, time::timeout};
+use tonic::transport::Endpoint;
+use tracing::{error, warn};
+use vp_cluster::{ClusterState, Command};
+use vp_proto::{
+    COORDINATOR_PORT,
+    v1::{IdentifyRequest, peers_client::PeersClient},
+};
+
+use crate::{leader::Leader, peers::StateHash};
+
+/// Time between two comparisons.
+const EVERY: Duration = Duration::from_secs(5);
+/// How long a peer may take to answer; one that does not is not compared.
+const WITHIN: Duration = Duration::from_millis(700);
+
+/// A state and the Raft index it was reached at.
+pub type Reached = (u64, Arc<ClusterState>);
+
+/// First 8 bytes of the SHA-256 of the state as a snapshot would carry it.
+pub fn hash(state: &ClusterState) -> u64 {
+    let bytes = serde_json::to_vec(state).unwrap_or_default();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+    digest.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
+}
+
+/// Index and hash of what was reached last; hashed when asked, once an index.
+pub fn latest(reached: watch::Receiver<Reached>) -> StateHash {
+    let kept = Mutex::new((0, 0));
+    Arc::new(move || {
+        let (index, state) = reached.borrow().clone();
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if index != kept.0 || index == 0 {
+            *kept = (index, hash(&state));
+        }
+        *kept
+    })
+}
+
+/// What a comparison shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    /// Nobody at the same index says anything else.
+    Agreed,
+    /// These members differ from this one, and no majority says who is wrong.
+    Differ(Vec<u64>),
+    /// More than half of all members agree on another state than this one's.
+    Outvoted(Vec<u64>),
+}
+
+/// Judges own (index, hash) against the others' (id, index, hash), of `members` in all. Other indexes say nothing.
+pub fn judge(own: (u64, u64), others: &[(u64, u64, u64)], members: usize) -> Agreement {
+    let differ: Vec<&(u64, u64, u64)> = others.iter().filter(|(_, index, hash)| *index == own.0 && *hash != own.1).collect();
+    let ids = |of: &[&(u64, u64, u64)]| of.iter().map(|(id, ..)| *id).collect::<Vec<u64>>();
+    if differ.is_empty() {
+        return Agreement::Agreed;
+    }
+    for (_, _, hash) in &differ {
+        let together: Vec<_> = differ.iter().copied().filter(|other| other.2 == *hash).collect();
+        if together.len() > members / 2 {
+            return Agreement::Outvoted(ids(&together));
+        }
+    }
+    Agreement::Differ(ids(&differ))
+}
+
+/// Compares for ever; ends when this member is the one that is wrong.
+pub async fn run(leader: Arc<Leader>, own: StateHash) {
+    let mut alarmed = Vec::new();
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let data = &leader.settings.user_data;
+        let peers = data.coordinators.iter().filter(|peer| peer.id != leader.settings.me.id);
+        let asked = peers.map(|peer| identify(SocketAddr::from((peer.address, COORDINATOR_PORT)), &data.cluster));
+        let before = own();
+        let others: Vec<(u64, u64, u64)> = join_all(asked).await.into_iter().flatten().collect();
+        match judge(before, &others, data.coordinators.len()) {
+            Agreement::Agreed => alarmed.clear(),
+            Agreement::Outvoted(members) => {
+                error!(index = before.0, ?members, "this member's state is not what the majority has at the same index");
+                return;
+            }
+            Agreement::Differ(members) => {
+                error!(index = before.0, ?members, "coordinators have different states at the same index");
+                if alarmed != members && leader.leads() {
+                    let detail = format!("coordinators {members:?} differ from the leader at index {}", before.0);
+                    let alarm = Command::Note { kind: "state mismatch".to_owned(), subject: "coordinators".to_owned(), detail };
+                    if let Err(error) = leader.propose(alarm).await {
+                        warn!(%error, "event not recorded");
+                    }
+                    alarmed = members;
+                }
+            }
+        }
+    }
+}
+
+async fn identify(address: SocketAddr, cluster: &str) -> Option<(u64, u64, u64)> {
+    let asked = async {
+        let channel = Endpoint::from_shared(format!("http://{address}")).ok()?.connect().await.ok()?;
+        PeersClient::new(channel).identify(IdentifyRequest { cluster: cluster.to_owned() }).await.ok()
+    };
+    let answer = timeout(WITHIN, asked).await.ok()??.into_inner();
+    Some((answer.id, answer.applied, answer.state_hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        machine::{ClusterMachine, Entry},
+        raft::Machine,
+    };
+
+    #[test]
+    fn only_equal_indexes_are_compared_and_a_majority_decides_who_is_wrong() {
+        let cases: [(&str, &[(u64, u64, u64)], usize, Agreement); 8] = [
+            ("all the same", &[(2, 9, 1), (3, 9, 1)], 3, Agreement::Agreed),
+            ("nobody answers", &[], 3, Agreement::Agreed),
+            ("others are elsewhere", &[(2, 8, 5), (3, 10, 5)], 3, Agreement::Agreed),
+            ("one differs", &[(2, 9, 5), (3, 9, 1)], 3, Agreement::Differ(vec![2])),
+            ("one differs, one is elsewhere", &[(2, 9, 5), (3, 8, 5)], 3, Agreement::Differ(vec![2])),
+            ("both differ, alike", &[(2, 9, 5), (3, 9, 5)], 3, Agreement::Outvoted(vec![2, 3])),
+            ("all three differ", &[(2, 9, 5), (3, 9, 6)], 3, Agreement::Differ(vec![2, 3])),
+            ("two of five", &[(2, 9, 5), (3, 9, 5)], 5, Agreement::Differ(vec![2, 3])),
+        ];
+        for (name, others, members, wanted) in cases {
+            assert_eq!(judge((9, 1), others, members), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn equal_logs_give_equal_hashes_and_a_snapshot_keeps_them() {
+        let note = |text: &str| Command::Note { kind: text.to_owned(), subject: String::new(), detail: String::new() };
+        let run = |texts: &[&str]| {
+            let (mut machine, _, reached) = ClusterMachine::new();
+            for (index, text) in (1..).zip(texts) {
+                let entry = Entry { unix_ms: 5, command: note(text) };
+                machine.apply(index, &serde_json::to_vec(&entry).unwrap());
+                machine.batch_done(index);
+            }
+            (latest(reached)(), machine.snapshot())
+        };
+        let (first, snapshot) = run(&["a", "b"]);
+        assert_eq!(run(&["a", "b"]).0, first);
+        assert_eq!(first.0, 2);
+        assert_ne!(run(&["a", "c"]).0.1, first.1);
+        let (mut restored, _, reached) = ClusterMachine::new();
+        restored.restore(&snapshot).unwrap();
+        restored.batch_done(2);
+        assert_eq!(latest(reached)(), first);
+    }
+
+    #[test]
+    fn the_hash_follows_the_state() {
+        let (mut machine, _, reached) = ClusterMachine::new();
+        let latest = latest(reached);
+        let empty = latest();
+        let entry = Entry { unix_ms: 5, command: Command::Note { kind: "x".to_owned(), subject: String::new(), detail: String::new() } };
+        machine.apply(4, &serde_json::to_vec(&entry).unwrap());
+        machine.batch_done(4);
+        assert_eq!(latest().0, 4);
+        assert_ne!(latest().1, empty.1);
+    }
+}
