@@ -21,12 +21,21 @@ use vp_proto::v1::*;
 
 pub const LEASE_MS: u64 = 1000;
 
+/// What the agent has told so far.
+#[derive(Default)]
+struct Seen {
+    slots: BTreeMap<String, SlotObservation>,
+    released: Vec<(String, u64)>,
+    hellos: Vec<Hello>,
+    measures: NodeMeasures,
+}
+
 /// What the coordinator does and has seen.
 pub struct Script {
     desired: watch::Sender<Desired>,
     acknowledges: watch::Sender<bool>,
     pub sessions: AtomicU64,
-    seen: Mutex<(BTreeMap<String, SlotObservation>, Vec<(String, u64)>, Vec<Hello>, NodeMeasures)>,
+    seen: Mutex<Seen>,
     leader: Mutex<Option<String>>,
 }
 
@@ -48,7 +57,7 @@ impl Agents for Service {
         let Some(AgentMessage { body: Some(agent_message::Body::Hello(hello)) }) = incoming.message().await? else {
             return Err(Status::invalid_argument("hello first"));
         };
-        self.0.seen.lock().unwrap().2.push(hello);
+        self.0.seen.lock().unwrap().hellos.push(hello);
         let session = self.0.sessions.fetch_add(1, Ordering::SeqCst) + 1;
         let (send, outgoing) = mpsc::channel(64);
         let script = self.0.clone();
@@ -81,13 +90,13 @@ impl Script {
         match message.body? {
             agent_message::Body::Heartbeat(heartbeat) => {
                 let pairs = heartbeat.slots.iter().map(|s| SlotGeneration { slot: s.slot.clone(), generation: s.generation }).collect();
-                seen.0 = heartbeat.slots.into_iter().map(|s| (s.slot.as_ref().unwrap().to_string(), s)).collect();
-                seen.3 = heartbeat.measures.unwrap();
+                seen.slots = heartbeat.slots.into_iter().map(|s| (s.slot.as_ref().unwrap().to_string(), s)).collect();
+                seen.measures = heartbeat.measures.unwrap();
                 self.acknowledges.borrow().then_some(Ack { sequence: heartbeat.sequence, renewed: pairs })
             }
             agent_message::Body::Released(released) => {
                 let pair = released.slot.unwrap();
-                seen.1.push((pair.slot.unwrap().to_string(), pair.generation));
+                seen.released.push((pair.slot.unwrap().to_string(), pair.generation));
                 None
             }
             agent_message::Body::Hello(_) => None,
@@ -95,19 +104,19 @@ impl Script {
     }
 
     pub fn observation(&self, slot: &str) -> Option<SlotObservation> {
-        self.seen.lock().unwrap().0.get(slot).cloned()
+        self.seen.lock().unwrap().slots.get(slot).cloned()
     }
 
     pub fn released(&self) -> Vec<(String, u64)> {
-        self.seen.lock().unwrap().1.clone()
+        self.seen.lock().unwrap().released.clone()
     }
 
     pub fn hellos(&self) -> Vec<Hello> {
-        self.seen.lock().unwrap().2.clone()
+        self.seen.lock().unwrap().hellos.clone()
     }
 
     pub fn measures(&self) -> NodeMeasures {
-        self.seen.lock().unwrap().3
+        self.seen.lock().unwrap().measures
     }
 
     pub fn acknowledge(&self, yes: bool) {
@@ -313,7 +322,7 @@ impl Bed {
                 let log = std::fs::read_to_string(self.path("agent.log")).unwrap_or_default();
                 let tail: Vec<_> = log.lines().rev().take(40).collect();
                 let tail: Vec<_> = tail.into_iter().rev().collect();
-                panic!("not within {limit:?}: {what}\n{}\n{:?}", tail.join("\n"), self.script.seen.lock().unwrap().0);
+                panic!("not within {limit:?}: {what}\n{}\n{:?}", tail.join("\n"), self.script.seen.lock().unwrap().slots);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
