@@ -84,7 +84,7 @@ pub fn line(event: &Event, screen: &Screen, indent: usize) -> String {
     let moment = moment(event.unix_ms);
     let brief = screen.columns().is_some() && moment.get(..DATE) == units::moment(units::now_unix_ms()).get(..DATE);
     let time = format!("{}{} {:>6}", " ".repeat(indent), if brief { moment.get(DATE + 1..).unwrap_or_default() } else { &moment }, event.revision);
-    let kind = format!("{:<15}", event.kind);
+    let kind = format!("{:<16}", event.kind);
     let subject = format!("{:<20}", event.subject);
     let left = [&time, &kind, &subject].iter().map(|part| part.chars().count()).sum::<usize>() + 4;
     let (detail, after) = screen.fitted(&event.detail, left, indent + 4);
@@ -117,7 +117,7 @@ mod tests {
             subject: "kafka-2".to_owned(),
             detail: "to i-1, generation 41".to_owned(),
         };
-        let golden = "2026-11-23 20:15:04.123     41  slot granted    kafka-2              to i-1, generation 41";
+        let golden = "2026-11-23 20:15:04.123     41  slot granted     kafka-2              to i-1, generation 41";
         assert_eq!(line(&event, &Screen::plain(), 0), golden);
     }
 
@@ -133,6 +133,6 @@ mod tests {
         };
         let time = moment(now).split_off(DATE + 1);
         let text = line(&event, &Screen::wide(90), 0);
-        assert_eq!(text, format!("{time}     41  slot granted    kafka-2              to i-1e49f19bf6fb208df,\n{}generation 41", " ".repeat(58)));
+        assert_eq!(text, format!("{time}     41  slot granted     kafka-2              to i-1e49f19bf6fb208df,\n{}generation 41", " ".repeat(59)));
     }
 }
