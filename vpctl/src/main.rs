@@ -1,6 +1,8 @@
 //! `vpctl`, the operator's command: reads the words, runs one conversation, ends with its exit code.
 //! All judgement about the cluster is the coordinators'; this program asks, shows and measures.
 
+#![allow(clippy::large_futures, reason = "the lint guards the memory of daemons; this is one short-lived task")]
+
 mod arguments;
 mod cluster;
 mod commands;

@@ -49,7 +49,7 @@ struct Told {
 impl Told {
     fn line(&mut self, view: &Job) -> Option<String> {
         let total = view.segments_total.unwrap_or(0);
-        let tenths = if total == 0 { 0 } else { view.segments_done * 10 / total };
+        let tenths = (view.segments_done * 10).checked_div(total).unwrap_or_default();
         if view.state == self.state && tenths == self.tenths {
             return None;
         }
