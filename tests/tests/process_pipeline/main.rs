@@ -22,6 +22,8 @@ use vp_tests::{Region, jobs::JobStatus, processes, processes::Process, region::s
 const SHORT: Duration = Duration::from_secs(180);
 /// A job of a minute and a half.
 const LONG: Duration = Duration::from_secs(300);
+/// A contact sheet of a 16:9 clip, pixels: four by four tiles of 160x90, with 4 around and between them.
+const SHEET: (u64, u64) = (660, 380);
 
 fn id(region: &Region, key: &str, etag: &str, recipe: &str) -> JobId {
     JobId::of(&region.bucket("uploads"), key, etag, recipe)
@@ -205,7 +207,7 @@ fn the_result_is_the_source(region: &Region, job: &str, clip: &Path) -> anyhow::
     anyhow::ensure!((made.width, made.height, made.codec.as_str()) == (640, 360, "h264"), "{made:?}");
     anyhow::ensure!(is_faststart(&std::fs::read(&video)?), "the index stands behind the media");
     let sheet = facts(&fetched(region, job, "contact-sheet.jpg")?)?;
-    anyhow::ensure!((sheet.width, sheet.height, sheet.codec.as_str(), sheet.frames) == (640, 360, "mjpeg", 1), "{sheet:?}");
+    anyhow::ensure!((sheet.width, sheet.height, sheet.codec.as_str(), sheet.frames) == (SHEET.0, SHEET.1, "mjpeg", 1), "{sheet:?}");
     nothing_is_left_of(region, job)
 }
 
@@ -285,7 +287,7 @@ fn process_a_video_goes_through_whatever_it_is() {
         plain = Some(timed(&region, &short)?.0);
         let job = plain.as_deref().context("a job")?;
         let sheet = facts(&fetched(&region, job, "contact-sheet.jpg")?)?;
-        anyhow::ensure!((sheet.width, sheet.height) == (640, 360), "{sheet:?}");
+        anyhow::ensure!((sheet.width, sheet.height) == SHEET, "{sheet:?}");
         anyhow::ensure!(exists(&region, &keys::manifest(&job.parse()?))?, "no manifest");
         same_length(&facts(&short)?, &facts(&fetched(&region, job, "360p.mp4")?)?)
     });
