@@ -85,6 +85,7 @@ impl Control {
         }
         let state = self.leader.state();
         self.remember_empty_zones(&state, obs.now_ms);
+        self.remember_joins(&state, obs.now_ms);
         let obs = self.leader.observations();
         let (plan, report) = planner::plan(&state, &obs);
         let actions: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
@@ -139,6 +140,15 @@ impl Control {
                 false
             }
         }
+    }
+
+    /// When the number of nodes last grew: this leader's memory.
+    fn remember_joins(&self, state: &ClusterState, now_ms: u64) {
+        let mut seen = self.leader.world.lock();
+        if state.nodes.len() > seen.nodes {
+            seen.joined_ms = now_ms;
+        }
+        seen.nodes = state.nodes.len();
     }
 
     /// Since when slots have been waiting for a node in their volume's zone: this leader's memory.

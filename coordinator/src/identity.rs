@@ -110,7 +110,7 @@ impl Verifier {
 mod tests {
     use ring::{
         rand::SystemRandom,
-        signature::{KeyPair, RSA_PKCS1_SHA256, RsaKeyPair},
+        signature::{RSA_PKCS1_SHA256, RsaKeyPair},
     };
     use vp_cloud::{Endpoints, Session};
 

@@ -27,6 +27,9 @@ pub enum CommandError {
     Reply(serde_json::Error),
 }
 
+/// Nodes of a group that boots together join within a second of each other; first grants wait this long for the next one, ms.
+const JOINING_MS: u64 = 2000;
+
 pub struct Leader {
     pub settings: Settings,
     pub raft: RaftHandle,
@@ -52,6 +55,9 @@ impl Leader {
         let mut obs = Observations { lease_ms: self.settings.user_data.lease_ms, ..Observations::default() };
         self.world.observe(&mut obs);
         self.registry.observe(&mut obs);
+        let seen = self.world.lock();
+        obs.joining = seen.nodes == 0 || obs.now_ms.saturating_sub(seen.joined_ms) < JOINING_MS;
+        drop(seen);
         obs
     }
 

@@ -22,6 +22,9 @@ pub struct Seen {
     pub zone_empty_since_ms: BTreeMap<SlotId, u64>,
     pub zookeeper: Option<EnsembleSeen>,
     pub kafka: Option<KafkaSeen>,
+    /// How many nodes there were at the last look, and when that number last grew.
+    pub nodes: usize,
+    pub joined_ms: u64,
     /// Which instance claimed each coordinator's identity.
     pub coordinators: BTreeMap<u64, String>,
 }

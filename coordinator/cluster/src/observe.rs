@@ -83,6 +83,8 @@ pub struct Observations {
     /// Since when this coordinator leads. Nothing is judged silent from before that.
     pub leading_since_ms: u64,
     pub lease_ms: u64,
+    /// Nodes have joined just now and more may follow: a slot that was never granted waits for them, so that its role is spread over all their zones.
+    pub joining: bool,
     pub nodes: BTreeMap<NodeId, NodeSeen>,
     pub slots: BTreeMap<SlotId, SlotSeen>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,

@@ -112,6 +112,10 @@ impl Planning {
         let vacant: Vec<SlotId> = self.next.slots.iter().filter(|(_, slot)| slot.holder.is_none()).map(|(id, _)| id.clone()).collect();
         for id in vacant {
             let Some(role) = self.next.role(&id).cloned() else { continue };
+            if obs.joining && self.next.slots[&id].generation.0 == 0 {
+                self.report.gates.push(Gate::new(&id, "nodes are still joining", "none has joined for two seconds"));
+                continue;
+            }
             if self.next.slots[&id].volume.is_none()
                 && let Some(gate) = self.empty_disk_gate(&id, &role, obs)
             {

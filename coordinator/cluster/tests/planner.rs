@@ -216,3 +216,23 @@ fn a_silent_holder_of_a_quorum_slot_is_a_closed_gate_that_names_what_opens_it() 
     assert!(s.gates().contains("silence is no proof for a quorum role"));
     assert!(s.gates().contains("EC2 says the instance is terminated"));
 }
+
+#[test]
+fn the_first_grants_wait_until_nodes_have_stopped_joining() {
+    let mut s = Situation::of(spec(), "abc");
+    s.obs.joining = true;
+    let (plan, report) = planner::plan(&s.state, &s.obs);
+    assert_eq!(plan.actions, Vec::new());
+    assert!(report.gates.iter().any(|gate| gate.subject == "zookeeper-1" && gate.closed_by == "nodes are still joining"));
+    s.obs.joining = false;
+    assert!(!planner::plan(&s.state, &s.obs).0.actions.is_empty());
+}
+
+#[test]
+fn a_slot_that_was_held_before_does_not_wait_for_joining_nodes() {
+    let mut s = Situation::well();
+    s.obs.joining = true;
+    s.ok(vp_cluster::Command::NodeFenced { node: s.holder("worker-1").expect("held") });
+    let (plan, _) = planner::plan(&s.state, &s.obs);
+    assert!(plan.actions.iter().any(|action| matches!(action, vp_cluster::Action::Grant { slot, .. } if slot.to_string() == "worker-1")));
+}
