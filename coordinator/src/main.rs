@@ -65,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
-    serve(settings, &session, store, compute, administrator).await
+    Box::pin(serve(settings, &session, store, compute, administrator)).await
 }
 
 async fn serve(settings: Settings, session: &Session, store: ObjectStore, compute: Compute, administrator: Administrator) -> anyhow::Result<()> {

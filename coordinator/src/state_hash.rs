@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn only_equal_indexes_are_compared_and_a_majority_decides_who_is_wrong() {
-        let cases: [(&str, &[(u64, u64, u64)], usize, Agreement); 8] = [
+        type Answers = &'static [(u64, u64, u64)];
+        let cases: [(&str, Answers, usize, Agreement); 8] = [
             ("all the same", &[(2, 9, 1), (3, 9, 1)], 3, Agreement::Agreed),
             ("nobody answers", &[], 3, Agreement::Agreed),
             ("others are elsewhere", &[(2, 8, 5), (3, 10, 5)], 3, Agreement::Agreed),

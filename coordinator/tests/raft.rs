@@ -111,7 +111,8 @@ async fn a_write_cut_short_is_dropped_and_everything_before_it_stays() {
 
 #[tokio::test]
 async fn a_lost_or_damaged_cache_of_applied_state_is_rebuilt() {
-    let damage: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 4] = [
         ("gone", |cache| fs::remove_dir_all(cache).unwrap()),
         ("garbage", |cache| each_file(cache, |bytes| bytes.fill(0xA7))),
         ("cut", |cache| each_file(cache, |bytes| bytes.truncate(bytes.len() / 2))),
