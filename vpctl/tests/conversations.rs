@@ -150,7 +150,7 @@ async fn other_calls_follow_the_hint_to_the_leader_past_a_dead_coordinator() {
 async fn events_are_lines_for_people_and_objects_for_programs() {
     let address = serve(Scripted { status: status(Health::Healthy), ..Default::default() }).await;
     let people = vpctl(&address, &["events"]).await;
-    let line = "1970-01-01 00:00:00.000      8  slot granted       kafka-1                to i-2";
+    let line = "1970-01-01 00:00:00.000      8  slot granted     kafka-1              to i-2";
     assert_eq!(text(&people.stdout).lines().count(), 3);
     assert_eq!(text(&people.stdout).lines().last(), Some(line));
     let programs = vpctl(&address, &["events", "--after", "3", "-o", "json"]).await;
