@@ -43,6 +43,28 @@ pub struct PlaceArguments {
     pub state: Option<PathBuf>,
 }
 
+impl PlaceArguments {
+    /// The flags as a shell would take them again; empty when none was given.
+    pub fn words(&self) -> String {
+        let mut words = Vec::new();
+        if !self.coordinators.is_empty() {
+            words.push(format!("--coordinators {}", quoted(&self.coordinators.join(","))));
+        }
+        words.extend(self.region_name.iter().map(|name| format!("--region-name {}", quoted(name))));
+        words.extend(self.state.iter().map(|state| format!("--state {}", quoted(&state.display().to_string()))));
+        words.join(" ")
+    }
+}
+
+/// A value as a shell takes it, whatever is in it.
+pub fn quoted(value: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return value.to_owned();
+    }
+    format!("'{}'", value.replace('\'', "'\\''"))
+}
+
 /// How an answer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {

@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
         }
     };
     log_to_stderr(arguments.verbose);
-    let screen = Screen::detect();
+    let screen = Screen::detect(&arguments.place);
     match commands::run(arguments, &screen).await {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::arguments::PlaceArguments;
 use crate::failure::{Failure, chain};
 
 /// Fewer columns than this are no room for a column of text.
@@ -29,20 +30,23 @@ pub struct Screen {
     live: bool,
     redraws: bool,
     columns: Option<usize>,
+    /// The words that name the cluster this command speaks with, as a next command would repeat them; empty for the default place.
+    place: String,
 }
 
 impl Screen {
-    /// Looks at the streams and at `NO_COLOR` and `TERM`.
-    pub fn detect() -> Self {
+    /// Looks at the streams and at `NO_COLOR` and `TERM`; `place` names the cluster in hints.
+    pub fn detect(place: &PlaceArguments) -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
-        Self { colour: wanted && out, colour_err: wanted && err, live: err, redraws: out, columns: comfy_table::Table::new().width().map(usize::from) }
+        let columns = comfy_table::Table::new().width().map(usize::from);
+        Self { colour: wanted && out, colour_err: wanted && err, live: err, redraws: out, columns, place: place.words() }
     }
 
     /// Neither colours nor bars, for tests.
     #[cfg(test)]
     pub fn plain() -> Self {
-        Self { colour: false, colour_err: false, live: false, redraws: false, columns: None }
+        Self { colour: false, colour_err: false, live: false, redraws: false, columns: None, place: String::new() }
     }
 
     /// A terminal so wide, without colours, for tests.
@@ -89,9 +93,19 @@ impl Screen {
         format!("\u{1b}[H{}\u{1b}[J", text.replace('\n', "\u{1b}[K\n"))
     }
 
-    /// Writes one line to standard output.
+    /// The text with every command it proposes (a `vpctl` in backquotes) meaning the cluster this command speaks with.
+    pub fn here(&self, text: &str) -> String {
+        if self.place.is_empty() { text.to_owned() } else { text.replace("`vpctl ", &format!("`vpctl {} ", self.place)) }
+    }
+
+    /// Writes one line for people to standard output.
     pub fn line(&self, text: &str) {
-        self.text(&format!("{text}\n"));
+        self.text(&format!("{}\n", self.here(text)));
+    }
+
+    /// Writes one line of data to standard output.
+    pub fn data(&self, line: &str) {
+        self.text(&format!("{line}\n"));
     }
 
     /// Writes text to standard output as it is. A reader that has gone away (`vpctl events | head`) ends the program quietly.
@@ -105,7 +119,7 @@ impl Screen {
     /// A line about the work itself, on standard error, so that standard output stays an answer.
     pub fn note(&self, text: &str) {
         // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        let _ = writeln!(std::io::stderr().lock(), "{}", self.here(text));
     }
 
     /// A note with a tone.
@@ -198,6 +212,15 @@ mod tests {
         assert_eq!(Screen::wide(96).fitted(text, 60, 4), (vec![text.to_owned()], 60));
         assert_eq!(Screen::wide(95).fitted(text, 60, 4), (vec!["to i-1e49f19bf6fb208df, generation".to_owned(), "6".to_owned()], 60));
         assert_eq!(Screen::wide(80).fitted(text, 60, 4), (vec![String::new(), text.to_owned()], 4));
+    }
+
+    #[test]
+    fn a_proposed_command_means_the_same_cluster() {
+        let place = PlaceArguments { coordinators: vec!["db1:7400".to_owned()], region_name: Some("demo".to_owned()), state: Some("/a b/it's".into()) };
+        let screen = Screen { place: place.words(), ..Screen::plain() };
+        let said = screen.here("the job goes on: `vpctl jobs show 1`, vpctl: no");
+        assert_eq!(said, r"the job goes on: `vpctl --coordinators db1:7400 --region-name demo --state '/a b/it'\''s' jobs show 1`, vpctl: no");
+        assert_eq!(Screen::plain().here("`vpctl plan`"), "`vpctl plan`");
     }
 
     #[test]

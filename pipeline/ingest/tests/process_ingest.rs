@@ -266,7 +266,7 @@ async fn process_every_odd_video_arrives_frame_for_frame_or_is_refused_with_a_se
         Case {
             key: "odd.mp4",
             file: "odd.mp4",
-            make: &["-f", "lavfi", "-i", "testsrc2=size=853x481:rate=25:duration=2", "-c:v", "libx264", "-pix_fmt", "yuv444p"],
+            make: &["-f", "lavfi", "-i", "testsrc=size=853x481:rate=25:duration=2", "-c:v", "libx264", "-pix_fmt", "yuv444p"],
             expect: (50, 1, 0, false),
         },
         Case {

@@ -54,7 +54,7 @@ VARIABLE = ["-fps_mode", "passthrough", "-enc_time_base", "1:15360", "-video_tra
 CLIPS = {
     "plain": [*PICTURES, "testsrc2=s=640x360:r=24:d=4", *PICTURES, "sine=d=4", *X264, *AAC],
     "ntsc": [*PICTURES, "testsrc2=s=640x480:r=30000/1001:d=3", *X264],
-    "odd": [*PICTURES, "testsrc2=s=853x481:r=25:d=2", *X264, "-pix_fmt", "yuv444p"],
+    "odd": [*PICTURES, "testsrc=s=853x481:r=25:d=2", *X264, "-pix_fmt", "yuv444p"],
     "tenbit": [*PICTURES, "testsrc2=s=640x360:r=25:d=2", *X264, "-pix_fmt", "yuv420p10le"],
     "one": [*PICTURES, "testsrc2=s=640x360:r=25", "-frames:v", "1", *X264],
     "variable": [*PICTURES, "testsrc2=s=640x360:r=30:d=4", *PICTURES, "sine=d=4", "-vf", VFR, *VARIABLE, *X264, "-c:a", "aac"],

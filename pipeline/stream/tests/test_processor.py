@@ -131,6 +131,24 @@ def test_a_bad_video_fails_its_job_with_the_sentence(scene, monkeypatch):
     assert result(store)["reason"] == "The video cannot be decoded: no."
 
 
+@pytest.mark.parametrize("task", ["process_segment", "join_job"])
+def test_a_defect_of_ours_is_tried_again_and_then_fails_the_job_with_where_it_is(scene, monkeypatch, task):
+    made, store = scene
+    real, calls = getattr(processor, task), []
+
+    def defect(*arguments):
+        calls.append(arguments)
+        if len(calls) > 60:
+            return real(*arguments)
+        return {}["no such key"]
+
+    monkeypatch.setattr(processor, task, defect)
+    turn(made, lambda: result(store).get("state") in ("failed", "done"))
+    assert result(store)["state"] == "failed"
+    assert "please report it: KeyError('no such key') in test_processor.py:" in result(store)["reason"]
+    assert 3 <= len(calls) <= 9, "three tries of one task; the others may have been under way"
+
+
 def test_a_cancelled_job_ends(scene):
     made, store = scene
     store.objects[f"jobs/{JOB}/cancel.json"] = b"{}"

@@ -22,6 +22,7 @@ FENCE_EVERY_S = 2.0
 JOIN = "join"
 MOST_TASKS = 64
 KILLED_TRIES = 6
+BROKEN_TRIES = 3
 
 
 class Job:
@@ -185,10 +186,12 @@ class Processor:
         job.running.discard(task)
         if state == "failed":
             job.failure = job.failure or ("failed", value)
-        elif state == "again":
+        elif state in ("again", "broken"):
             job.tries[task] = job.tries.get(task, 0) + 1
             if "was ended" in value and job.tries[task] >= KILLED_TRIES:
                 job.failure = job.failure or ("failed", "Processing was ended again and again, most likely for want of memory.")
+            if state == "broken" and job.tries[task] >= BROKEN_TRIES:
+                job.failure = job.failure or ("failed", f"A defect of the streaming job stopped this video, please report it: {value}.")
             job.retry_at[task] = now + min(10.0, 0.25 * 2 ** min(job.tries[task], 6))
             self.log("task is tried again", job=job.name, task=task, cause=value)
         elif task != JOIN:

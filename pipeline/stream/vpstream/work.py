@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 import time
+import traceback
 
 from . import media, mp4
 from .errors import BadVideo, Fenced, Interrupted
@@ -26,7 +27,7 @@ def missing(plan, keys):
 
 
 def attempt(work, *arguments):
-    """Runs work and returns ("done", value), ("failed", sentence), ("again", cause) or ("fenced", cause): never a failed Spark task."""
+    """Runs work and returns ("done", value), ("failed", sentence), ("again", cause), ("fenced", cause) or ("broken", cause): never a failed Spark task."""
     try:
         return "done", work(*arguments)
     except BadVideo as error:
@@ -37,6 +38,9 @@ def attempt(work, *arguments):
         return "again", str(error)
     except OSError as error:  # no space, no memory, a folder gone: the machine, not the video
         return "again", repr(error)
+    except Exception as error:  # a defect of ours: it will most likely come again, so it is not tried for ever
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return "broken", f"{error!r} in {os.path.basename(where.filename)}:{where.lineno}"
 
 
 def process_segment(store, raw_plan, job, segment):

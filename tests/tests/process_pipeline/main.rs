@@ -16,7 +16,7 @@ use media::{End, Facts, facts, ffmpeg, is_faststart, odd_inputs};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use vp_jobs::{JobId, Plan, keys};
-use vp_tests::{Region, jobs::JobStatus, processes, processes::Process, region::sample, scenarios::Scenarios, wait_until};
+use vp_tests::{Region, counted::counted, jobs::JobStatus, processes, processes::Process, region::sample, scenarios::Scenarios, wait_until};
 
 /// A job of a short clip, with all cores of the machine busy.
 const SHORT: Duration = Duration::from_secs(180);
@@ -277,7 +277,12 @@ fn a_short_clip_does_not_wait_behind_a_long_one(region: &Region) -> anyhow::Resu
 }
 
 #[test]
-fn process_a_video_goes_through_whatever_it_is() {
+fn process_a_video_goes_through_whatever_it_is_and_no_packet_leaves_the_machine() {
+    let ((), packets) = counted(scenarios).unwrap();
+    assert_eq!(packets, 0, "packets for link-local addresses or other machines");
+}
+
+fn scenarios() {
     let region = Region::up("pipeline").unwrap();
     let mut scenarios = Scenarios::new();
     let (short, long) = (sample("clip-10s.mp4"), sample("clip-90s.mp4"));
@@ -300,5 +305,6 @@ fn process_a_video_goes_through_whatever_it_is() {
     scenarios.run("the result is the source", || the_result_is_the_source(&region, disturbed.as_deref().context("no job")?, &long));
     scenarios.run("odd inputs end well or with a sentence", || odd_inputs_end_well_or_with_a_sentence(&region));
     scenarios.run("a short clip does not wait behind a long one", || a_short_clip_does_not_wait_behind_a_long_one(&region));
+    // Inside, so that a failure keeps the region's logs.
     scenarios.finish();
 }

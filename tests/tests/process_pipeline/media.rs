@@ -87,7 +87,7 @@ pub fn odd_inputs(folder: &Path) -> anyhow::Result<Vec<Odd>> {
     let every_third = ["-vf", "select=not(mod(n\\,3))+lt(mod(n\\,10)\\,5)", "-vsync", "vfr", "-g", "12"];
     let variable = picture("variable.mp4", &every_third)?;
     let variable_frames = facts(&folder.join("variable.mp4"))?.frames;
-    let odd_size = ["-f", "lavfi", "-i", "testsrc2=size=853x481:rate=25:duration=2", "-c:v", "libx264", "-pix_fmt", "yuv444p"];
+    let odd_size = ["-f", "lavfi", "-i", "testsrc=size=853x481:rate=25:duration=2", "-c:v", "libx264", "-pix_fmt", "yuv444p"];
     let done = |key, bytes, frames, width, height| Odd { key, bytes, end: End::Done(frames, width, height) };
     let failed = |key, bytes, sentence| Odd { key, bytes, end: End::Failed(sentence) };
     Ok(vec![

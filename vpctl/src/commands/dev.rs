@@ -10,7 +10,7 @@ use vp_localcloud::region::{self, DownOptions, Progress, Region, RegionStatus, U
 use vp_proto::v1::{ClusterStatus, Health, Phase};
 
 use super::dev_logs;
-use crate::arguments::{DevCommand, Format, PlaceArguments};
+use crate::arguments::{DevCommand, Format, PlaceArguments, quoted};
 use crate::cluster::Cluster;
 use crate::failure::{EXIT_DEGRADED, Failure};
 use crate::place::{region_name, state_folder};
@@ -67,12 +67,13 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, wait: 
         let cluster = Cluster::new(region.record().coordinators.clone());
         code = until_healthy(&cluster, screen, timeout).await;
     }
-    let named = flags.region_name.as_ref().map(|name| format!(" --region-name {name}")).unwrap_or_default();
+    let named = flags.words();
+    let vpctl = if named.is_empty() { "vpctl".to_owned() } else { format!("vpctl {named}") };
     let took = span(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
     if code == 0 {
         screen.line(&format!("region {} is up on 127.{}.0.0/16 in {took}", options.name, region.record().network));
         for (at, next) in ["submit FILE --wait", "status", "drill"].iter().enumerate() {
-            screen.line(&format!("  {:<5} vpctl{named} {next}", if at == 0 { "next:" } else { "" }));
+            screen.line(&format!("  {:<5} {vpctl} {next}", if at == 0 { "next:" } else { "" }));
         }
     }
     Ok(code)
@@ -191,15 +192,6 @@ fn status_text(status: &RegionStatus, screen: &Screen) -> String {
     }
     let head = screen.paint(Tone::Bold, &status.name);
     format!("{head}  {}\n\n{}\n{}", status.network, services.render(screen), instances.render(screen))
-}
-
-/// A value as a shell takes it, whatever is in it.
-fn quoted(value: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
-    if !value.is_empty() && value.chars().all(plain) {
-        return value.to_owned();
-    }
-    format!("'{}'", value.replace('\'', "'\\''"))
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ async fn stream_once(cluster: &Cluster, screen: &Screen, format: Format, follow:
         seen.revision = event.revision;
         match format {
             Format::Table | Format::Wide => screen.line(&line(&event, screen, 0)),
-            Format::Json | Format::Yaml => screen.line(&json_line(&event)?),
+            Format::Json | Format::Yaml => screen.data(&json_line(&event)?),
         }
     }
     Ok(())

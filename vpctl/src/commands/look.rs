@@ -46,7 +46,7 @@ fn show_again(answer: Result<ClusterStatus, Failure>, screen: &Screen, format: F
     if matches!(format, Format::Json | Format::Yaml) {
         // A line an answer, so that a program can read the stream; a miss is told beside it.
         match answer {
-            Ok(raw) => screen.line(&view::json_line(&model::Status::from(raw))?),
+            Ok(raw) => screen.data(&view::json_line(&model::Status::from(raw))?),
             Err(failure) => screen.complain(&failure),
         }
         return Ok(());

@@ -14,8 +14,8 @@ use crate::terminal::Screen;
 /// Writes an answer: as data when asked for, else the text that `text` makes of it.
 pub fn show<T: Serialize>(screen: &Screen, format: Format, answer: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
     match format {
-        Format::Table | Format::Wide => screen.text(&text(answer)),
-        Format::Json => screen.line(&json(answer)?),
+        Format::Table | Format::Wide => screen.text(&screen.here(&text(answer))),
+        Format::Json => screen.data(&json(answer)?),
         Format::Yaml => screen.text(&yaml(answer)?),
     }
     Ok(())
