@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR := $(VP_CACHE)/target
 
 PROGRAMS := vpctl vp-agent vp-coordinator vp-localcloud vp-ingest vp-publish
 SETUP_FOR ?= demo
-TIERS ?= unit process
+TIERS ?= unit process region
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build programs demo test lint bench clean clean-cache pins
