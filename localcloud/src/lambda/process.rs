@@ -1,7 +1,8 @@
 //! Function processes: each worker slot of a function has one running process, started again when it ends.
 //!
-//! A process is a session of its own at nice 10, dies with this service, and is killed with all its children when an
-//! invocation outlives its deadline.
+//! A process is a session of its own, dies with this service, and is killed with all its children when an invocation outlives its
+//! deadline. Its priority is an instance's (each has a control group, this has none): a function does not run on the instances' cores
+//! in the cloud, and at nice 10 they starved it where the kernel does not group by session.
 
 use std::{os::unix::process::CommandExt, process::Stdio, sync::Arc, time::Duration};
 
@@ -86,17 +87,14 @@ fn start(config: &Config, function: &super::config::Function, worker: usize, del
         .stdout(log.try_clone()?)
         .stderr(log);
     let service = nix::unistd::getpid();
-    // SAFETY: between fork and exec only system calls that are safe there are made (setsid, prctl, getppid,
-    // setpriority), and nothing is allocated on the way that succeeds.
+    // SAFETY: between fork and exec only system calls that are safe there are made (setsid, prctl, getppid), and
+    // nothing is allocated on the way that succeeds.
     unsafe {
         command.pre_exec(move || {
             setsid()?;
             prctl::set_pdeathsig(Signal::SIGKILL)?;
             if getppid() != service {
                 return Err(std::io::ErrorKind::BrokenPipe.into());
-            }
-            if nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, 10) != 0 {
-                return Err(std::io::Error::last_os_error());
             }
             Ok(())
         });
