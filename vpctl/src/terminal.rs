@@ -177,12 +177,22 @@ pub fn bytes_bar(bars: &MultiProgress, name: &str, total: u64) -> ProgressBar {
     bar
 }
 
-/// A bar that counts segments.
+/// A bar that counts segments; until their number is known ([`counts_segments`]) it only says that something goes on.
 pub fn segments_bar(bars: &MultiProgress, name: &str) -> ProgressBar {
-    let bar = bars.add(ProgressBar::new(0));
-    styled(&bar, "{prefix:<28!} {msg:<11} {wide_bar} {pos:>5}/{len:<5} segments {elapsed:>4}");
+    let bar = bars.add(ProgressBar::new_spinner());
+    styled(&bar, "{prefix:<28!} {msg:<11} {spinner} {elapsed:>4}");
     bar.set_prefix(name.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(120));
     bar
+}
+
+/// The job's segments are known: `done` of `total`.
+pub fn counts_segments(bar: &ProgressBar, done: u64, total: u64) {
+    if bar.length() != Some(total) {
+        styled(bar, "{prefix:<28!} {msg:<11} {wide_bar} {pos:>5}/{len:<5} segments {elapsed:>4}");
+        bar.set_length(total);
+    }
+    bar.set_position(done);
 }
 
 /// A line that lives while a step is under way.

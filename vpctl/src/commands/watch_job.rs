@@ -9,7 +9,7 @@ use vp_jobs::JobId;
 use super::results::{self, Job};
 use crate::failure::Failure;
 use crate::place::Pipeline;
-use crate::terminal::Screen;
+use crate::terminal::{Screen, counts_segments};
 
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -20,8 +20,9 @@ pub async fn until_over(pipeline: &Pipeline, job: &JobId, name: &str, bar: &Prog
         match results::read(pipeline, job).await {
             Ok(view) => {
                 bar.set_message(view.state.clone());
-                bar.set_length(view.segments_total.unwrap_or(0));
-                bar.set_position(view.segments_done);
+                if let Some(total) = view.segments_total {
+                    counts_segments(bar, view.segments_done, total);
+                }
                 if !screen.is_live()
                     && let Some(line) = last.line(&view)
                 {
