@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 use vp_cluster::{
     RoleName,
-    state::{Fencing, Membership, RoleSpec, Spec},
+    state::{Fencing, Membership, Policy, RoleSpec, Spec},
 };
 
 use crate::settings::{Count, SpecFile};
@@ -96,7 +96,8 @@ pub fn spec(folder: &Path, wanted: &SpecFile) -> Result<Spec, CatalogueError> {
         };
         roles.insert(RoleName(name), role);
     }
-    Ok(Spec { roles, volume_wait_ms: wanted.volume_wait_ms })
+    let policy = wanted.sources_per_minute.map_or_else(Policy::default, |sources_per_minute| Policy { sources_per_minute });
+    Ok(Spec { roles, volume_wait_ms: wanted.volume_wait_ms, policy })
 }
 
 fn read(folder: &Path) -> Result<BTreeMap<String, RoleFile>, CatalogueError> {

@@ -1,15 +1,17 @@
-//! The leader's loop: look, judge, plan, propose, publish. Woken by events, it acts only on the current state; it keeps no memory of what it did.
+//! The leader's loop: look, propose, look again, publish. Woken by events, it acts only on the current state; it keeps no memory of what it did.
+//! What is to be proposed is `vp_cluster::round`'s judgement; this carries it out.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 use vp_cluster::{
-    ClusterState, Command, Observations, RoleName, SlotId, ensemble, liveness,
-    liveness::Brake,
-    observe::Phase,
-    planner::{self, Gate},
-    state::{Lifecycle, Membership},
+    ClusterState, Command, Observations, RoleName, SlotId,
+    liveness::{self, Brake},
+    planner,
+    report::Gate,
+    round::{self, Round},
+    state::Lifecycle,
 };
 
 use crate::{
@@ -19,19 +21,24 @@ use crate::{
 };
 
 /// Longest time between two looks; events wake it earlier.
-const TICK: Duration = Duration::from_millis(200);
+pub const TICK: Duration = Duration::from_millis(200);
+/// Time between two signs of life to oneself.
+const PULSE: Duration = Duration::from_millis(100);
+/// Looks that one round takes at most: verdicts, facts, plan, and what follows from them at once.
+const LOOKS: usize = 6;
 
 /// What the last round found, for operators.
 #[derive(Clone, Debug)]
 pub struct Findings {
     pub brake: Brake,
-    pub actions: Vec<String>,
     pub gates: Vec<Gate>,
+    /// Roles with fewer healthy members than their minimum, each with a sentence.
+    pub alarms: Vec<(RoleName, String)>,
 }
 
 impl Default for Findings {
     fn default() -> Self {
-        Self { brake: Brake::Open, actions: Vec::new(), gates: Vec::new() }
+        Self { brake: Brake::Open, gates: Vec::new(), alarms: Vec::new() }
     }
 }
 
@@ -42,22 +49,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// Runs for ever. A new term begins with empty memory and a full window for every node.
+    /// Runs for ever.
     pub async fn run(self) {
+        tokio::join!(self.turns(), self.pulse());
+    }
+
+    async fn turns(&self) {
         let mut term = 0;
         loop {
-            let status = self.leader.raft.status();
-            if status.leads() {
-                if status.term != term {
-                    info!(term = status.term, "leading");
-                    self.leader.registry.begin_term();
-                    self.leader.world.begin_term();
-                    term = status.term;
-                }
-                self.round(term).await;
-            } else {
-                term = 0;
-            }
+            term = self.turn(term).await;
             tokio::select! {
                 () = self.leader.wake.notified() => {}
                 () = tokio::time::sleep(TICK) => {}
@@ -65,41 +65,79 @@ impl Control {
         }
     }
 
+    /// Beats whatever a round waits for: a gap in it means that this process was not running, and then it trusts itself last.
+    async fn pulse(&self) {
+        loop {
+            self.leader.registry.look(self.leader.settings.user_data.lease_ms);
+            tokio::time::sleep(PULSE).await;
+        }
+    }
+
+    /// One look, if this coordinator leads; `led` is the term of the look before (0: it did not lead), the answer that of this one.
+    /// A new term begins with empty memory and a full window for every node.
+    pub async fn turn(&self, led: u64) -> u64 {
+        let status = self.leader.raft.status();
+        if !status.leads() {
+            return 0;
+        }
+        if status.term != led {
+            info!(term = status.term, "leading");
+            self.leader.registry.begin_term();
+            self.leader.world.begin_term();
+            self.findings.send_replace(Findings::default());
+        }
+        self.round(status.term).await;
+        status.term
+    }
+
     async fn round(&self, term: u64) {
         if self.leader.state().spec.roles.is_empty() && !self.bootstrap().await {
             return;
         }
-        let state = self.leader.state();
-        let obs = self.leader.observations();
-        let judgement = liveness::judge(&state, &obs);
-        self.note_brake(&judgement.brake).await;
-        for verdict in judgement.verdicts {
-            if let Command::NodeLost { node, .. } = &verdict {
-                // Before it is proposed: from here on the session is never acknowledged again.
-                self.leader.registry.condemn(node);
+        let mut looks = 0;
+        let (state, obs) = loop {
+            let state = self.leader.state();
+            self.remember(&state);
+            let obs = self.leader.observations();
+            let round = round::look(&state, &obs);
+            looks += 1;
+            self.note(&state, &obs, &round).await;
+            if round.commands.is_empty() || looks == LOOKS || !self.carry_out(round.commands).await {
+                break (state, obs);
             }
-            self.propose(verdict).await;
-        }
-        for fact in facts(&self.leader.state(), &obs) {
-            self.propose(fact).await;
-        }
-        let state = self.leader.state();
-        self.remember_empty_zones(&state, obs.now_ms);
-        self.remember_joins(&state, obs.now_ms);
-        let obs = self.leader.observations();
-        let (plan, report) = planner::plan(&state, &obs);
-        let actions: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
-        if !plan.actions.is_empty() {
-            self.propose(Command::Plan(plan)).await;
-        }
-        let state = self.leader.state();
-        let mut gates = report.gates;
-        gates.extend(state.slots.keys().filter(|id| !started(&state, &obs, id)).filter_map(|id| vp_cluster::gates::start(&state, &obs, id)));
-        self.findings.send_replace(Findings { brake: judgement.brake, actions, gates });
+        };
         for (id, node) in &state.nodes {
             if matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
                 self.leader.registry.publish(id, desired(&state, &obs, id, term, &self.zookeeper_digest));
             }
+        }
+    }
+
+    /// False: nothing was accepted, and looking again at once would find the same.
+    async fn carry_out(&self, commands: Vec<Command>) -> bool {
+        let mut accepted = false;
+        for command in commands {
+            if let Command::NodeLost { node, .. } = &command {
+                // Before it is proposed: from here on the session is never acknowledged again.
+                self.leader.registry.condemn(node);
+            }
+            accepted |= self.propose(command).await;
+        }
+        accepted
+    }
+
+    /// Tells people what this look found; what has begun or ended since the last one is an event.
+    async fn note(&self, state: &ClusterState, obs: &Observations, round: &Round) {
+        let found = Findings { brake: round.brake.clone(), gates: round.gates.clone(), alarms: round::alarms(state, obs) };
+        let was = self.findings.send_replace(found.clone());
+        self.note_brake(&was.brake, &found.brake).await;
+        let names = |alarms: &[(RoleName, String)]| alarms.iter().map(|(role, _)| role.clone()).collect::<Vec<_>>();
+        let (before, now) = (names(&was.alarms), names(&found.alarms));
+        for (role, sentence) in found.alarms.iter().filter(|(role, _)| !before.contains(role)) {
+            self.say("alarm raised", role, sentence.clone()).await;
+        }
+        for role in before.iter().filter(|role| !now.contains(role)) {
+            self.say("alarm over", role, "enough are healthy again".to_owned()).await;
         }
     }
 
@@ -115,16 +153,19 @@ impl Control {
         }
     }
 
-    async fn note_brake(&self, brake: &Brake) {
-        let was = self.findings.borrow().brake.clone();
-        let (kind, detail) = match (was, brake) {
+    async fn note_brake(&self, was: &Brake, brake: &Brake) {
+        match (was, brake) {
             (Brake::Open, Brake::Closed { silent, of, place }) => {
-                ("brake closed", format!("{silent} of {of} nodes of {place} fell silent together: silence moves nothing"))
+                let detail = format!("{silent} of {of} nodes of {place} fell silent together: silence moves nothing there");
+                self.say("brake closed", "cluster", detail).await;
             }
-            (Brake::Closed { .. }, Brake::Open) => ("brake open", "silence is believed again".to_owned()),
-            _ => return,
-        };
-        self.propose(Command::Note { kind: kind.to_owned(), subject: "cluster".to_owned(), detail }).await;
+            (Brake::Closed { .. }, Brake::Open) => self.say("brake open", "cluster", "silence is believed again".to_owned()).await,
+            _ => {}
+        }
+    }
+
+    async fn say(&self, kind: &str, subject: impl ToString, detail: String) {
+        self.propose(Command::Note { kind: kind.to_owned(), subject: subject.to_string(), detail }).await;
     }
 
     async fn propose(&self, command: Command) -> bool {
@@ -142,43 +183,22 @@ impl Control {
         }
     }
 
-    /// When the number of nodes last grew: this leader's memory.
-    fn remember_joins(&self, state: &ClusterState, now_ms: u64) {
+    /// This leader's memory of what only time tells.
+    fn remember(&self, state: &ClusterState) {
+        let now_ms = self.leader.registry.now_ms();
+        let waiting = planner::zone_is_empty(state);
         let mut seen = self.leader.world.lock();
+        liveness::remember_lost(state, &mut seen.given_up_ms, now_ms);
+        // When the number of nodes last grew.
         if state.nodes.len() > seen.nodes {
             seen.joined_ms = now_ms;
         }
         seen.nodes = state.nodes.len();
-    }
-
-    /// Since when slots have been waiting for a node in their volume's zone: this leader's memory.
-    fn remember_empty_zones(&self, state: &ClusterState, now_ms: u64) {
-        let waiting = planner::zone_is_empty(state);
-        let mut seen = self.leader.world.lock();
+        // Since when slots have been waiting for a node in their volume's zone.
         let since: BTreeMap<SlotId, u64> =
             waiting.into_iter().map(|slot| (slot.clone(), seen.zone_empty_since_ms.get(&slot).copied().unwrap_or(now_ms))).collect();
         seen.zone_empty_since_ms = since;
     }
-}
-
-fn started(state: &ClusterState, obs: &Observations, id: &SlotId) -> bool {
-    let Some(slot) = state.slots.get(id) else { return false };
-    !matches!(obs.phase(id, slot.generation), Phase::Unknown | Phase::Waiting)
-}
-
-/// Observed facts that belong into the log.
-fn facts(state: &ClusterState, obs: &Observations) -> Vec<Command> {
-    let mut facts = planner::lost_volumes(state, obs);
-    for (id, slot) in &state.slots {
-        let disk = slot.volume.is_some() || state.role(id).is_some_and(|role| !role.volume);
-        if slot.holder.is_some() && disk && !slot.used && obs.phase(id, slot.generation) == Phase::Healthy {
-            facts.push(Command::SlotUsed { slot: id.clone(), generation: slot.generation });
-        }
-    }
-    let ensembles: Vec<&RoleName> = state.spec.roles.iter().filter(|(_, role)| role.membership == Membership::ZooKeeper).map(|(name, _)| name).collect();
-    facts.extend(ensembles.into_iter().filter_map(|role| ensemble::founding(state, role)));
-    facts.extend(ensemble::removed(state, obs));
-    facts
 }
 
 /// Where a node is, for people.

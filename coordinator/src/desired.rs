@@ -108,7 +108,7 @@ mod tests {
             cpu_millis: 1000,
             agent_version: "1".to_owned(),
         };
-        vp_cluster::apply(&mut state, 1, 0, &Command::SetSpec { spec: Spec { roles: roles.into(), volume_wait_ms: 0 } }).unwrap();
+        vp_cluster::apply(&mut state, 1, 0, &Command::SetSpec { spec: Spec { roles: roles.into(), ..Spec::default() } }).unwrap();
         vp_cluster::apply(&mut state, 2, 0, &node).unwrap();
         let plan = planner::plan(&state, &obs).0;
         vp_cluster::apply(&mut state, 3, 0, &Command::Plan(plan)).unwrap();

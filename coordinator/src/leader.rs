@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, watch};
-use vp_cluster::{ClusterState, Command, Observations, Rejection};
+use vp_cluster::{ClusterState, Command, Observations, Rejection, Zone, observe::CoordinatorSeen};
 
 use crate::{
     machine::Entry,
@@ -57,6 +57,10 @@ impl Leader {
         self.registry.observe(&mut obs);
         let seen = self.world.lock();
         obs.joining = seen.nodes == 0 || obs.now_ms.saturating_sub(seen.joined_ms) < JOINING_MS;
+        // Not asked yet: they are taken to live, so that no zone counts as lost.
+        let answers = |id: u64| id == self.settings.me.id || seen.answering.as_ref().is_none_or(|answering| answering.contains(&id));
+        obs.coordinators =
+            self.settings.user_data.coordinators.iter().map(|peer| CoordinatorSeen { zone: Zone(peer.zone.clone()), answers: answers(peer.id) }).collect();
         drop(seen);
         obs
     }

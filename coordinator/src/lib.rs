@@ -13,6 +13,7 @@ pub mod cloud_watch;
 pub mod control;
 pub mod desired;
 pub mod identity;
+pub mod kafka_records;
 pub mod leader;
 pub mod machine;
 pub mod peers;

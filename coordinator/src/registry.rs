@@ -9,8 +9,9 @@ use std::{
 
 use tokio::sync::watch;
 use vp_cluster::{
-    NodeId, Session, SlotId,
+    Generation, NodeId, Session, SlotId,
     observe::{Observations, Phase, SlotSeen},
+    self_watch::SelfWatch,
 };
 use vp_proto::v1;
 
@@ -45,8 +46,20 @@ pub struct Registry {
 #[derive(Default)]
 struct Inner {
     leading_since_ms: u64,
+    own: SelfWatch,
     streams: u64,
     entries: BTreeMap<NodeId, Entry>,
+}
+
+/// What a heartbeat said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The same as the one before.
+    Same,
+    /// Another slot, generation or phase: the control loop should look.
+    Changed,
+    /// Nothing: this stream has been replaced and should end.
+    Replaced,
 }
 
 /// A stream's hold on its session.
@@ -65,6 +78,12 @@ impl Registry {
     /// Milliseconds on this process's monotonic clock.
     pub fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A sign of life to oneself: after a long gap nothing that was not heard in it counts.
+    pub fn look(&self, lease_ms: u64) {
+        let now = self.now_ms();
+        self.lock().own.look(now, lease_ms);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -102,15 +121,19 @@ impl Registry {
         }
     }
 
-    /// A heartbeat. False: this stream has been replaced and should end.
-    pub fn heard(&self, node: &NodeId, stream: u64, slots: BTreeMap<SlotId, v1::SlotObservation>, measures: Option<v1::NodeMeasures>) -> bool {
+    /// A heartbeat.
+    pub fn heard(&self, node: &NodeId, stream: u64, slots: BTreeMap<SlotId, v1::SlotObservation>, measures: Option<v1::NodeMeasures>) -> Heard {
         let now = self.now_ms();
         let mut inner = self.lock();
-        let Some(entry) = inner.entries.get_mut(node).filter(|entry| entry.stream == stream) else { return false };
+        let Some(entry) = inner.entries.get_mut(node).filter(|entry| entry.stream == stream) else { return Heard::Replaced };
         entry.heard_ms = Some(now);
+        let same = |((a, old), (b, new)): ((&SlotId, &v1::SlotObservation), (&SlotId, &v1::SlotObservation))| {
+            a == b && old.generation == new.generation && old.phase == new.phase
+        };
+        let changed = entry.slots.len() != slots.len() || !entry.slots.iter().zip(&slots).all(same);
         entry.slots = slots;
         entry.measures = measures.or(entry.measures.take());
-        true
+        if changed { Heard::Changed } else { Heard::Same }
     }
 
     /// About to acknowledge. False: condemned or replaced, nothing may be acknowledged.
@@ -153,18 +176,16 @@ impl Registry {
     /// Fills in what this memory knows.
     pub fn observe(&self, obs: &mut Observations) {
         obs.now_ms = self.now_ms();
-        let inner = self.lock();
+        let mut inner = self.lock();
+        obs.trusted_since_ms = inner.own.look(obs.now_ms, obs.lease_ms);
         obs.leading_since_ms = inner.leading_since_ms;
         for (node, entry) in &inner.entries {
             let seen = obs.nodes.entry(node.clone()).or_default();
             seen.heard_ms = entry.heard_ms;
             seen.acknowledged_ms = entry.acknowledged_ms;
             for (slot, report) in &entry.slots {
-                let seen = SlotSeen {
-                    generation: vp_cluster::Generation(report.generation),
-                    phase: phase(report.phase()),
-                    facts: report.facts.clone().into_iter().collect(),
-                };
+                let seen =
+                    SlotSeen { generation: Generation(report.generation), phase: phase(report.phase()), facts: report.facts.clone().into_iter().collect() };
                 // A node that lost a slot may still report it at an older generation: the newest counts.
                 let newer = obs.slots.get(slot).is_none_or(|known| known.generation <= seen.generation);
                 if newer {
@@ -224,10 +245,10 @@ mod tests {
         let registry = Registry::default();
         let first = registry.open(&node(), Session(1)).unwrap();
         let second = registry.open(&node(), Session(1)).unwrap();
-        assert!(!registry.heard(&node(), first.stream, BTreeMap::new(), None));
+        assert_eq!(registry.heard(&node(), first.stream, BTreeMap::new(), None), Heard::Replaced);
         assert!(!registry.acknowledge(&node(), first.stream));
         assert!(first.desired.has_changed().is_err(), "its sender is gone");
-        assert!(registry.heard(&node(), second.stream, BTreeMap::new(), None));
+        assert_eq!(registry.heard(&node(), second.stream, BTreeMap::new(), None), Heard::Same);
         registry.close(&node(), first.stream);
         assert_eq!(registry.suspects(60_000), [], "the old stream's end is no end of the new one");
         registry.close(&node(), second.stream);
@@ -244,6 +265,18 @@ mod tests {
         assert!(registry.open(&node(), Session(1)).is_none());
         let again = registry.open(&node(), Session(2)).unwrap();
         assert!(registry.acknowledge(&node(), again.stream));
+    }
+
+    #[test]
+    fn a_heartbeat_says_whether_anything_is_new() {
+        let registry = Registry::default();
+        let seat = registry.open(&node(), Session(1)).unwrap();
+        let mut heard = |slots| registry.heard(&node(), seat.stream, slots, None);
+        assert_eq!(heard(report(5, v1::Phase::Starting)), Heard::Changed, "a slot");
+        assert_eq!(heard(report(5, v1::Phase::Starting)), Heard::Same);
+        assert_eq!(heard(report(5, v1::Phase::Healthy)), Heard::Changed, "a phase");
+        assert_eq!(heard(report(6, v1::Phase::Healthy)), Heard::Changed, "a generation");
+        assert_eq!(heard(BTreeMap::new()), Heard::Changed, "gone");
     }
 
     #[test]

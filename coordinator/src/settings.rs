@@ -71,6 +71,8 @@ pub struct SpecFile {
     pub roles: BTreeMap<String, Count>,
     #[serde(default = "default_volume_wait_ms")]
     pub volume_wait_ms: u64,
+    /// Nodes given up for their silence within a minute, at most.
+    pub sources_per_minute: Option<u32>,
     pub zookeeper_min_nodes: Option<u32>,
     pub zookeeper_pref_nodes: Option<u32>,
     pub zookeeper_max_nodes: Option<u32>,

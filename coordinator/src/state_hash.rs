@@ -84,6 +84,7 @@ pub async fn run(leader: Arc<Leader>, own: StateHash) {
         let asked = peers.map(|peer| identify(SocketAddr::from((peer.address, COORDINATOR_PORT)), &data.cluster));
         let before = own();
         let others: Vec<(u64, u64, u64)> = join_all(asked).await.into_iter().flatten().collect();
+        leader.world.lock().answering = Some(others.iter().map(|(id, ..)| *id).collect());
         match judge(before, &others, data.coordinators.len()) {
             Agreement::Agreed => alarmed.clear(),
             Agreement::Outvoted(members) => {

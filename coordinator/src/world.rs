@@ -25,6 +25,10 @@ pub struct Seen {
     /// How many nodes there were at the last look, and when that number last grew.
     pub nodes: usize,
     pub joined_ms: u64,
+    /// When nodes were given up for their silence.
+    pub given_up_ms: BTreeMap<NodeId, u64>,
+    /// Other coordinators that answered when they were last asked; None: not asked yet.
+    pub answering: Option<Vec<u64>>,
     /// Which instance claimed each coordinator's identity.
     pub coordinators: BTreeMap<u64, String>,
 }
@@ -47,6 +51,7 @@ impl World {
         }
         obs.volumes.clone_from(&seen.volumes);
         obs.zone_empty_since_ms.clone_from(&seen.zone_empty_since_ms);
+        obs.given_up_ms.clone_from(&seen.given_up_ms);
         obs.zookeeper.clone_from(&seen.zookeeper);
         obs.kafka.clone_from(&seen.kafka);
     }

@@ -1,31 +1,30 @@
-//! The leader's conversation with ZooKeeper: reads the member list and Kafka's view of itself, and carries out the `reconfig` that `vp_cluster::ensemble` decides.
+//! The leader's conversation with ZooKeeper: reads the member list, and carries out the `reconfig` that `vp_cluster::ensemble` decides. What Kafka keeps
+//! there is read and written in `kafka_records`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde::Deserialize;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use vp_cloud::s3::{ObjectStore, StoreError};
 use vp_cluster::{
     ClusterState, Command, RoleName,
     ensemble::{self, Reconfig},
-    observe::{EnsembleSeen, KafkaSeen},
+    kafka,
+    observe::EnsembleSeen,
     state::Membership,
 };
-use zookeeper_client::{Client, EnsembleUpdate};
+use zookeeper_client::{Acls, Client, CreateMode, EnsembleUpdate};
 
-use crate::leader::Leader;
+use crate::{kafka_records, leader::Leader};
 
 const ROUND: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(3);
 const SESSION: Duration = Duration::from_secs(6);
 const PASSWORD_KEY: &str = "secrets/zookeeper";
+/// Where the coordinators write to see that a member list is active and not only committed. Its content is the version written under.
+const WRITTEN: &str = "/vp";
 
 /// ZooKeeper's administrator: the password stays with the coordinators, members only know its digest.
 #[derive(Clone)]
@@ -63,7 +62,7 @@ pub struct ZooKeeper {
     pub administrator: Administrator,
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl ZooKeeper {
     /// Runs for ever; does nothing while another coordinator leads or no ensemble is founded.
@@ -123,42 +122,76 @@ impl ZooKeeper {
 
     async fn round(&self, client: &Client, role: &RoleName) -> Result<(), Failure> {
         let (data, _) = client.get_config().await?;
-        let ensemble = parse_config(&String::from_utf8_lossy(&data));
-        let kafka = read_kafka(client).await?;
+        let mut ensemble = parse_config(&String::from_utf8_lossy(&data));
+        if let Some(seen) = &mut ensemble {
+            seen.active_version = self.written_under(client, seen.version).await?;
+        }
+        let kafka = kafka_records::read_all(client).await?;
+        let (throttled, reassigning) = (kafka.throttled_topics, kafka.seen.reassigning);
         let changed = {
             let mut seen = self.leader.world.lock();
-            let changed = seen.zookeeper != ensemble || seen.kafka.as_ref() != Some(&kafka);
+            let changed = seen.zookeeper != ensemble || seen.kafka.as_ref() != Some(&kafka.seen);
             seen.zookeeper = ensemble;
-            seen.kafka = Some(kafka);
+            seen.kafka = Some(kafka.seen);
             changed
         };
         if changed {
             self.leader.wake.notify_one();
         }
-        let due = ensemble::next(&self.leader.state(), &self.leader.observations(), role);
-        if let Some(change) = due {
+        let (state, obs) = (self.leader.state(), self.leader.observations());
+        if let Some(change) = ensemble::next(&state, &obs, role) {
             self.reconfigure(client, &change).await;
+        }
+        match kafka::next(&state, &obs) {
+            Some(step) => {
+                kafka_records::reassign(client, &step).await?;
+                info!(partitions = step.partitions.len(), "partitions reassigned");
+                let names: Vec<String> = step.partitions.iter().map(|((topic, number), replicas)| format!("{topic}-{number} to {replicas:?}")).collect();
+                self.say("partitions reassigned", "kafka", names.join(", ")).await;
+            }
+            None if !reassigning => kafka_records::lift_throttle(client, &throttled).await?,
+            None => {}
         }
         Ok(())
     }
 
+    /// The newest version under which a write went through. A write is made once a version: rule 4, a `sync` is not enough.
+    async fn written_under(&self, client: &Client, version: u64) -> Result<u64, Failure> {
+        if self.leader.world.lock().zookeeper.as_ref().is_some_and(|seen| seen.active_version >= version) {
+            return Ok(version);
+        }
+        let text = version.to_string();
+        match client.set_data(WRITTEN, text.as_bytes(), None).await {
+            Ok(_) => {}
+            Err(zookeeper_client::Error::NoNode) => {
+                client.create(WRITTEN, text.as_bytes(), &CreateMode::Persistent.with_acls(Acls::creator_all())).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(version)
+    }
+
     async fn reconfigure(&self, client: &Client, change: &Reconfig) {
-        let joining = [server_line(change.add.0, &change.add.1, true)];
+        let joining: Vec<String> = change.add.iter().map(|(member, address)| server_line(*member, address, true)).collect();
         let leaving: Vec<String> = change.remove.iter().map(u32::to_string).collect();
         let update = EnsembleUpdate::Incremental { joinings: joining.iter().map(String::as_str), leavings: leaving.iter().map(String::as_str) };
         let version = i64::try_from(change.if_version).ok();
         match client.update_ensemble(update, version).await {
             Ok(_) => {
-                info!(slot = %change.slot, member = change.add.0, address = %change.add.1, removed = ?change.remove, "ensemble reconfigured");
-                let removed = change.remove.map_or(String::new(), |old| format!(", member {old} removed"));
-                let detail = format!("member {} at {}{removed}", change.add.0, change.add.1);
-                let note = Command::Note { kind: "ensemble reconfigured".to_owned(), subject: change.slot.to_string(), detail };
-                if let Err(error) = self.leader.propose(note).await {
-                    warn!(%error, "event not recorded");
-                }
+                info!(slot = %change.slot, added = ?change.add, removed = ?change.remove, "ensemble reconfigured");
+                let added = change.add.iter().map(|(member, address)| format!("member {member} at {address}"));
+                let removed = change.remove.iter().map(|member| format!("member {member} removed"));
+                self.say("ensemble reconfigured", &change.slot.to_string(), added.chain(removed).collect::<Vec<_>>().join(", ")).await;
             }
             // NewConfigNoQuorum: not in sync yet; BadVersion: decided on an old list. Both are looked at again next round.
             Err(error) => warn!(slot = %change.slot, %error, "reconfig refused; looked at again"),
+        }
+    }
+
+    async fn say(&self, kind: &str, subject: &str, detail: String) {
+        let note = Command::Note { kind: kind.to_owned(), subject: subject.to_owned(), detail };
+        if let Err(error) = self.leader.propose(note).await {
+            warn!(%error, "event not recorded");
         }
     }
 }
@@ -190,75 +223,20 @@ fn parse_config(text: &str) -> Option<EnsembleSeen> {
             versioned = true;
         } else if let Some((id, rest)) = line.strip_prefix("server.").and_then(|line| line.split_once('=')) {
             let address = rest.split(':').next().unwrap_or_default();
-            if rest.split(';').next().is_some_and(|part| part.ends_with(":participant")) {
-                seen.voters.insert(id.parse().ok()?, address.to_owned());
+            match rest.split(';').next().and_then(|part| part.rsplit(':').next()) {
+                Some("participant") => drop(seen.voters.insert(id.parse().ok()?, address.to_owned())),
+                Some("observer") => drop(seen.observers.insert(id.parse().ok()?)),
+                _ => {}
             }
         }
     }
     versioned.then_some(seen)
 }
 
-#[derive(Deserialize)]
-struct Broker {
-    host: Option<String>,
-    #[serde(default)]
-    endpoints: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Topic {
-    partitions: BTreeMap<String, Vec<u32>>,
-}
-
-#[derive(Deserialize)]
-struct Partition {
-    leader: i32,
-    isr: Vec<u32>,
-}
-
-/// Kafka's own records in ZooKeeper: live broker sessions and the in-sync replicas of each partition.
-async fn read_kafka(client: &Client) -> Result<KafkaSeen, Failure> {
-    let mut kafka = KafkaSeen::default();
-    for id in children(client, "/brokers/ids").await? {
-        let Some(broker) = read::<Broker>(client, &format!("/brokers/ids/{id}")).await? else { continue };
-        let endpoint =
-            broker.endpoints.first().and_then(|endpoint| endpoint.split("://").nth(1)).and_then(|at| at.rsplit_once(':')).map(|(host, _)| host.to_owned());
-        if let (Ok(id), Some(address)) = (id.parse(), endpoint.or(broker.host)) {
-            kafka.registered.insert(id, address);
-        }
-    }
-    let mut in_sync = BTreeSet::new();
-    for topic in children(client, "/brokers/topics").await? {
-        let Some(wanted) = read::<Topic>(client, &format!("/brokers/topics/{topic}")).await? else { continue };
-        for (partition, replicas) in wanted.partitions {
-            let Some(live) = read::<Partition>(client, &format!("/brokers/topics/{topic}/partitions/{partition}/state")).await? else { continue };
-            kafka.offline += usize::from(live.leader < 0);
-            kafka.under_replicated += usize::from(live.isr.len() < replicas.len());
-            in_sync.extend(live.isr);
-        }
-    }
-    kafka.in_sync = in_sync;
-    Ok(kafka)
-}
-
-async fn children(client: &Client, path: &str) -> Result<Vec<String>, Failure> {
-    match client.list_children(path).await {
-        Ok(names) => Ok(names),
-        Err(zookeeper_client::Error::NoNode) => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-async fn read<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, Failure> {
-    match client.get_data(path).await {
-        Ok((data, _)) => Ok(serde_json::from_slice(&data).ok()),
-        Err(zookeeper_client::Error::NoNode) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -270,6 +248,7 @@ mod tests {
         assert_eq!(seen.version, 0x1_0000_000a);
         let voters: Vec<_> = seen.voters.iter().map(|(id, address)| (*id, address.as_str())).collect();
         assert_eq!(voters, [(1, "127.37.1.20"), (4, "127.37.2.20")], "an observer has no vote");
+        assert_eq!(seen.observers, [5].into());
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What may be asked of the state, what came of it, and why it was refused.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
@@ -40,6 +43,37 @@ pub enum Command {
         node: NodeId,
         draining: bool,
     },
+    /// Gets nothing new; what it holds stays.
+    SetCordoned {
+        node: NodeId,
+        cordoned: bool,
+    },
+    /// An operator wants a slot elsewhere.
+    MoveSlot {
+        slot: SlotId,
+        /// None: wherever it does best.
+        to: Option<NodeId>,
+        /// Leave its volume behind: what the way into another zone costs.
+        empty_disk: bool,
+    },
+    /// As long as its holder was not asked to stop, nothing has happened; after that it is placed wherever it does best.
+    CancelMove {
+        slot: SlotId,
+    },
+    /// Slots wanted of a role, within its min and max.
+    Scale {
+        role: RoleName,
+        pref: u32,
+    },
+    /// An operator's word that these nodes, silent now, are really gone.
+    ReleaseBrake {
+        by: String,
+        nodes: BTreeMap<NodeId, Session>,
+    },
+    /// A node that a release of the brake named was heard again: the release says nothing about it any more.
+    NodeHeardAgain {
+        node: NodeId,
+    },
     /// Moves, decided on one revision; refused when the state has moved on.
     Plan(Plan),
     /// The agent's word that a slot's processes are gone.
@@ -69,7 +103,13 @@ pub enum Command {
         role: RoleName,
         members: BTreeMap<SlotId, u32>,
     },
-    /// The ensemble's own quorum has removed the member a slot used to be.
+    /// The ensemble's own list, as read from a quorum of it.
+    VotersListed {
+        role: RoleName,
+        version: u64,
+        voters: BTreeSet<u32>,
+    },
+    /// The role's own quorum has removed the member a slot used to be.
     MemberRemoved {
         slot: SlotId,
         member_id: u32,
@@ -102,7 +142,7 @@ pub enum Action {
     Release {
         slot: SlotId,
     },
-    /// The volume's zone stayed empty for too long: the slot goes on with an empty disk.
+    /// The volume's zone stayed empty for too long, or an operator moves the slot without it: it goes on with an empty disk.
     AbandonVolume {
         slot: SlotId,
     },
@@ -110,6 +150,10 @@ pub enum Action {
         slot: SlotId,
         node: NodeId,
         member_id: u32,
+    },
+    /// More slots than wanted: one without a holder goes.
+    Remove {
+        slot: SlotId,
     },
     /// Fenced and empty-handed: forget it.
     Forget {
@@ -122,7 +166,8 @@ impl std::fmt::Display for Action {
         match self {
             Self::Vacate { slot, proof } => write!(f, "vacate {slot}: {proof}"),
             Self::Release { slot } => write!(f, "release {slot}"),
-            Self::AbandonVolume { slot } => write!(f, "give up the volume of {slot}: its zone stayed empty"),
+            Self::AbandonVolume { slot } => write!(f, "give up the volume of {slot}: it goes on with an empty disk"),
+            Self::Remove { slot } => write!(f, "remove {slot}: fewer are wanted"),
             Self::Grant { slot, node, member_id } => write!(f, "grant {slot} to {node} as member {member_id}"),
             Self::Forget { node } => write!(f, "forget {node}"),
         }

@@ -5,7 +5,7 @@ use crate::{
     health::serving,
     ids::SlotId,
     observe::{Observations, VolumeSeen},
-    planner::Gate,
+    report::Gate,
     state::{ClusterState, Membership},
 };
 

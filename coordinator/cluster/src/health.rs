@@ -1,11 +1,13 @@
 //! How well the cluster is: what serves, how many more failures each service survives, and one word for it all.
 
+use std::collections::BTreeSet;
+
 use crate::{
-    ids::RoleName,
+    ids::{RoleName, SlotId},
     liveness::Brake,
     observe::Observations,
-    procedure::healthy,
-    state::{ClusterState, Fencing, Lifecycle, Membership},
+    procedure::{healthy, well},
+    state::{ClusterState, Fencing, Lifecycle, Membership, Slot},
 };
 
 /// In order of badness; `vpctl status` exits with 0, 2, 3, 4.
@@ -50,16 +52,32 @@ pub fn serving(state: &ClusterState, obs: &Observations, role: &RoleName) -> boo
 pub fn service(state: &ClusterState, obs: &Observations, role: &RoleName) -> Option<Service> {
     let spec = state.spec.roles.get(role)?;
     let wanted = spec.pref as usize;
-    let needed = needed(spec.membership, spec.fencing, wanted);
     let healthy = healthy(state, obs, role);
+    // An ensemble's quorum is counted over who votes in it: joiners do not yet, and the dead still do.
+    let (counted, needed) = match voters(state, obs, role) {
+        Some(voters) => {
+            let votes = |(id, slot): &(&SlotId, &Slot)| voters.contains(&slot.member_id) && well(obs, id, slot);
+            (state.slots_of(role).filter(votes).count(), voters.len() / 2 + 1)
+        }
+        None => (healthy, needed(spec.membership, spec.fencing, wanted)),
+    };
     Some(Service {
         role: role.clone(),
         wanted,
         placed: state.slots_of(role).filter(|(_, slot)| slot.holder.is_some()).count(),
         healthy,
-        tolerates: healthy.saturating_sub(needed),
-        serving: healthy >= needed,
+        tolerates: counted.saturating_sub(needed),
+        serving: counted >= needed,
     })
+}
+
+/// Who votes: as just read, else as the log last had it.
+fn voters(state: &ClusterState, obs: &Observations, role: &RoleName) -> Option<BTreeSet<u32>> {
+    if state.spec.roles.get(role)?.membership != Membership::ZooKeeper {
+        return None;
+    }
+    let seen = obs.zookeeper.as_ref().map(|seen| seen.voters.keys().copied().collect());
+    seen.or_else(|| Some(state.ensembles.get(role)?.voters.clone())).filter(|voters: &BTreeSet<u32>| !voters.is_empty())
 }
 
 /// Coordinators as the leader sees them.
@@ -95,6 +113,10 @@ pub fn judge(state: &ClusterState, obs: &Observations, coordinators: Coordinator
             say(Health::NoTolerance, format!("{counts}: one more loss stops it"));
         } else if service.healthy < service.wanted {
             say(Health::Degraded, counts);
+        }
+        let min = state.spec.roles[role].min as usize;
+        if service.healthy < min && min > 1 {
+            say(Health::Degraded, format!("{} of {role} are healthy, at least {min} are to be", service.healthy));
         }
     }
     for (id, node) in &state.nodes {

@@ -4,35 +4,50 @@
 //!
 //! ```text
 //! heartbeats stop          observe::Observations         what the leader has heard and seen (its memory, not replicated)
-//!        |
+//!        |                 self_watch                    was the leader itself running? a gap of its own is nobody's silence
 //!        v
-//! liveness::judge     ->   Command::NodeLost             silence longer than the lease: a verdict, replicated
-//!                     ->   Command::NodeFenced           EC2 says terminated: proof, replicated
-//!        |
+//! liveness::judge     ->   Command::NodeLost             silence longer than the lease: a verdict, replicated,
+//!        |                                               unless the brake is closed there (brake) or the minute's cap is spent
+//!        |            ->   Command::NodeFenced           EC2 says terminated: proof, replicated; passes brake and cap
 //!        v
-//! planner::plan       ->   Command::Plan { based_on }    vacate (with proof), release, grant: one command, on one revision
-//!        |                 + Report                      every want that is not done, the closed gate, what opens it
+//! planner::plan       ->   Command::Plan { based_on }    vacate (with proof), release, grant, remove: one command, on one revision
+//!        |   ledger        who has room, which zone has fewest members
+//!        |   disk          whether it may go on without its disk
+//!        |   identity      under which member id
+//!        |   procedure     who may be asked to leave: drain, move, shrink, spread
 //!        v
 //! apply::apply             the only function that changes ClusterState; rejects a plan whose ground has moved
 //!        |
 //!        v
 //! gates::start             may the holder start it yet? (volume here, old session gone, what it needs serves)
 //! ensemble::next           which change of ZooKeeper's own member list follows
+//! kafka::next              which partitions leave a broker that is dead for good, or one too many
 //! ```
+//!
+//! `round::look` asks all of them in this order and says what to propose. Everything wanted and not done is a `report::Gate`: what closes it and what opens it.
+//! `invariant` is what must hold in every state and over every step; tests and the simulation check it after each command.
+//!
+//! A wish of an operator is a command that writes it into the state (a drain, a move, a scale, a release of the brake); what follows is again the walk above,
+//! so any coordinator carries it on and taking the wish back stops it.
 //!
 //! Equal logs give equal states: all maps are ordered, time comes in as an argument.
 
 pub mod apply;
+mod brake;
 pub mod command;
 pub mod ensemble;
 pub mod gates;
 pub mod health;
 pub mod ids;
 pub mod invariant;
+pub mod kafka;
 pub mod liveness;
 pub mod observe;
 pub mod planner;
 pub mod procedure;
+pub mod report;
+pub mod round;
+pub mod self_watch;
 pub mod state;
 
 pub use apply::apply;

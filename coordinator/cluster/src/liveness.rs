@@ -1,12 +1,21 @@
 //! Verdicts from last-heard times and one clock argument: who is lost, who is proved gone, and when silence may not be believed.
+//!
+//! ```text
+//! silence > lease + drift + margin ──> self_watch: did we run?  ──> brake: so many at once?  ──> cap: so many this minute?  ──> NodeLost
+//! EC2 says terminated              ──────────────────────────────────────────────────────────────────────────────────────> NodeFenced
+//! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
+pub use crate::brake::{BRAKE_NODES, BRAKE_PERCENT, Brake};
 use crate::{
+    apply::lease_is_proof,
+    brake::{Braked, Census},
     command::Command,
-    ids::{NodeId, Zone},
+    ids::{NodeId, Session},
     observe::{Instance, Observations},
-    state::{ClusterState, Lifecycle},
+    report::Gate,
+    state::{ClusterState, Lifecycle, Node},
 };
 
 /// How much faster than the leader's an agent's clock may run, parts per thousand. CLOCK_BOOTTIME is disciplined by NTP to well under 0.5 per thousand;
@@ -14,93 +23,226 @@ use crate::{
 pub const DRIFT_PERMILLE: u64 = 10;
 /// What the leader waits beyond the lease, for the time between its clock being read and an acknowledgement being sent, ms.
 pub const MARGIN_MS: u64 = 250;
-/// The brake closes when at least this many nodes, and more than [`BRAKE_PERCENT`] of the cluster or of a zone, fall silent together.
-pub const BRAKE_NODES: usize = 3;
-pub const BRAKE_PERCENT: usize = 55;
+/// Over which time nodes given up for their silence are counted (`Policy::sources_per_minute`), ms.
+pub const CAP_WINDOW_MS: u64 = 60_000;
 
 /// After this long without a word, the last lease granted has run out for certain, ms.
 pub fn lost_after_ms(lease_ms: u64) -> u64 {
     lease_ms.saturating_add(lease_ms.saturating_mul(DRIFT_PERMILLE) / 1000).saturating_add(MARGIN_MS)
 }
 
-/// Whether silence is believed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Brake {
-    Open,
-    /// So much fell silent at once that the fault is more likely here: silence moves nothing and terminates nothing.
-    Closed {
-        silent: usize,
-        of: usize,
-        place: String,
-    },
+/// After this long without a word a node is suspected: it counts for the brake, so that those who fall silent together are judged together, though the first of
+/// them is over its lease before the others. Two heartbeats are missed by then.
+pub fn suspected_after_ms(lease_ms: u64) -> u64 {
+    lease_ms / 2
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
     pub verdicts: Vec<Command>,
     pub brake: Brake,
+    /// Silent nodes that are not given up, and what holds that back.
+    pub gates: Vec<Gate>,
 }
 
-/// How long a node has been silent as this leader may count it: not from before it began to lead, and not from before its last acknowledgement.
+/// How long a node has been silent as this leader may count it: not from before it began to lead, not from before it last failed to look, and not from
+/// before its last acknowledgement.
 pub fn silent_ms(obs: &Observations, node: &NodeId) -> u64 {
+    obs.now_ms.saturating_sub(last_word_ms(obs, node).max(obs.trusted_since_ms))
+}
+
+fn last_word_ms(obs: &Observations, node: &NodeId) -> u64 {
     let seen = obs.nodes.get(node);
     let heard = seen.and_then(|seen| seen.heard_ms).unwrap_or(0);
     let acknowledged = seen.and_then(|seen| seen.acknowledged_ms).unwrap_or(0);
-    obs.now_ms.saturating_sub(heard.max(acknowledged).max(obs.leading_since_ms))
+    heard.max(acknowledged).max(obs.leading_since_ms)
 }
 
 /// What the observations prove. Judging twice without a change in between yields the same verdicts; `apply` takes each once.
 pub fn judge(state: &ClusterState, obs: &Observations) -> Judgement {
-    let limit = lost_after_ms(obs.lease_ms);
-    let mut verdicts = Vec::new();
-    let mut silent: BTreeMap<&Zone, (Vec<&NodeId>, usize)> = BTreeMap::new();
-    for (id, node) in &state.nodes {
-        if node.lifecycle == Lifecycle::Fenced {
+    let mut found = Judgement { verdicts: Vec::new(), brake: Brake::Open, gates: Vec::new() };
+    let Silence { census, vouched, proved, heard_again } = silence(state, obs);
+    found.verdicts.extend(proved.into_iter().map(|node| Command::NodeFenced { node: node.clone() }));
+    found.verdicts.extend(heard_again.into_iter().map(|node| Command::NodeHeardAgain { node: node.clone() }));
+    let (braked, brake) = census.brake(obs);
+    let mut cap = Cap::of(state, obs);
+    let mut emptying = Emptying::of(state, &braked);
+    let candidates = vouched.into_iter().map(|node| (None, node)).chain(census.silent().map(|(zone, node)| (Some(zone), node)));
+    for (zone, id) in candidates {
+        let node = &state.nodes[id];
+        if node.lifecycle == Lifecycle::Lost || word(obs, id, node) != Word::Silent {
             continue;
         }
-        // Proof passes the brake.
-        if obs.nodes.get(id).is_some_and(|seen| seen.instance == Instance::Terminated) {
-            verdicts.push(Command::NodeFenced { node: id.clone() });
-            continue;
-        }
-        let zone = silent.entry(&node.zone).or_default();
-        zone.1 += 1;
-        if node.lifecycle == Lifecycle::Lost || silent_ms(obs, id) > limit {
-            zone.0.push(id);
+        let closed = match zone {
+            Some(zone) if braked.holds(zone) => Some(("the brake is closed: too much fell silent together".to_owned(), BRAKE_OPENS.to_owned())),
+            Some(zone) if braked.lost.contains(zone) => emptying.before(id, node),
+            _ => None,
+        };
+        match closed.or_else(|| cap.spend()) {
+            None => found.verdicts.push(Command::NodeLost { node: id.clone(), session: node.session, silent_ms: silent_ms(obs, id) }),
+            Some((closed_by, opens_when)) => found.gates.push(Gate::new(id, format!("silent, but {closed_by}"), opens_when)),
         }
     }
-    let brake = brake(&silent);
-    if brake == Brake::Open {
-        for id in silent.values().flat_map(|(ids, _)| ids) {
-            let node = &state.nodes[*id];
-            if node.lifecycle != Lifecycle::Lost {
-                verdicts.push(Command::NodeLost { node: (*id).clone(), session: node.session, silent_ms: silent_ms(obs, id) });
+    found.gates.extend(distrusted(state, obs));
+    found.brake = brake;
+    found
+}
+
+/// What opens the brake, for people.
+pub const BRAKE_OPENS: &str = "they return, EC2 says terminated, or 'vpctl brake release' says that they are gone";
+
+/// Lost nodes whose instances are to be terminated now; none where the brake is closed, not even those that were lost before it closed.
+pub fn to_terminate<'a>(state: &'a ClusterState, obs: &Observations) -> Vec<&'a NodeId> {
+    let (braked, _) = silence(state, obs).census.brake(obs);
+    let dying = |id: &NodeId| obs.nodes.get(id).is_some_and(|seen| matches!(seen.instance, Instance::ShuttingDown | Instance::Terminated));
+    let believed = |id: &NodeId, node: &Node| is_vouched(state, id, node) || !braked.holds(&node.zone);
+    let lost = state.nodes.iter().filter(|(_, node)| node.lifecycle == Lifecycle::Lost);
+    lost.filter(|(id, node)| !dying(id) && believed(id, node)).map(|(id, _)| id).collect()
+}
+
+/// Nodes that are silent now and not yet proved gone: what a release of the brake would name.
+pub fn silent_now(state: &ClusterState, obs: &Observations) -> BTreeMap<NodeId, Session> {
+    let silence = silence(state, obs);
+    let named = silence.vouched.into_iter().chain(silence.census.silent().map(|(_, node)| node));
+    named.map(|id| (id.clone(), state.nodes[id].session)).collect()
+}
+
+/// When nodes were given up, as one leader remembers it. A new leader counts those it finds lost as given up just now: caution, not a fresh allowance.
+pub fn remember_lost(state: &ClusterState, given_up_ms: &mut BTreeMap<NodeId, u64>, now_ms: u64) {
+    for (id, _) in state.nodes.iter().filter(|(_, node)| node.lifecycle == Lifecycle::Lost) {
+        given_up_ms.entry(id.clone()).or_insert(now_ms);
+    }
+    let lost = |id: &NodeId| state.nodes.get(id).is_some_and(|node| node.lifecycle == Lifecycle::Lost);
+    given_up_ms.retain(|id, at| now_ms.saturating_sub(*at) < CAP_WINDOW_MS || lost(id));
+}
+
+struct Silence<'a> {
+    census: Census<'a>,
+    /// Silent, and an operator said that they are gone.
+    vouched: Vec<&'a NodeId>,
+    proved: Vec<&'a NodeId>,
+    heard_again: Vec<&'a NodeId>,
+}
+
+/// How a node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// Heard not long ago, or not yet expected to be.
+    Well,
+    Suspected,
+    /// Every lease it was given has run out.
+    Silent,
+}
+
+fn word(obs: &Observations, id: &NodeId, node: &Node) -> Word {
+    let silent_ms = silent_ms(obs, id);
+    if node.lifecycle == Lifecycle::Lost || silent_ms > lost_after_ms(obs.lease_ms) {
+        return Word::Silent;
+    }
+    // A new leader has no suspicion of those it waits for: they all have the same window.
+    let heard = obs.nodes.get(id).is_some_and(|seen| seen.heard_ms.is_some());
+    if heard && silent_ms > suspected_after_ms(obs.lease_ms) { Word::Suspected } else { Word::Well }
+}
+
+fn silence<'a>(state: &'a ClusterState, obs: &Observations) -> Silence<'a> {
+    let mut found = Silence { census: Census::default(), vouched: Vec::new(), proved: Vec::new(), heard_again: Vec::new() };
+    for (id, node) in state.nodes.iter().filter(|(_, node)| node.lifecycle != Lifecycle::Fenced) {
+        let seen = obs.nodes.get(id);
+        if seen.is_some_and(|seen| seen.instance == Instance::Terminated) {
+            found.proved.push(id);
+            continue;
+        }
+        let word = word(obs, id, node);
+        if is_vouched(state, id, node) {
+            if word != Word::Well {
+                found.vouched.push(id);
+                continue;
+            }
+            // A word of its own, not the patience of a leader that is new or was not running.
+            let heard = seen.and_then(|seen| seen.heard_ms);
+            if heard.is_some_and(|heard| obs.now_ms.saturating_sub(heard) <= suspected_after_ms(obs.lease_ms)) {
+                found.heard_again.push(id);
             }
         }
+        found.census.count(id, &node.zone, word != Word::Well);
     }
-    Judgement { verdicts, brake }
+    found
 }
 
-/// Lost nodes whose instances are to be terminated now; none while the brake is closed, not even those that were lost before it closed.
-pub fn to_terminate<'a>(state: &'a ClusterState, obs: &Observations) -> Vec<&'a NodeId> {
-    if judge(state, obs).brake != Brake::Open {
+fn is_vouched(state: &ClusterState, id: &NodeId, node: &Node) -> bool {
+    state.brake_release.as_ref().is_some_and(|release| release.nodes.get(id) == Some(&node.session))
+}
+
+/// Nodes that would be silent if this coordinator trusted itself.
+fn distrusted(state: &ClusterState, obs: &Observations) -> Vec<Gate> {
+    let limit = lost_after_ms(obs.lease_ms);
+    let waits = (obs.trusted_since_ms.saturating_add(limit)).saturating_sub(obs.now_ms);
+    let quiet =
+        |id: &NodeId, node: &Node| matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) && obs.now_ms.saturating_sub(last_word_ms(obs, id)) > limit;
+    if waits == 0 || obs.trusted_since_ms == 0 {
         return Vec::new();
     }
-    let dying = |id: &NodeId| obs.nodes.get(id).is_some_and(|seen| matches!(seen.instance, Instance::ShuttingDown | Instance::Terminated));
-    state.nodes.iter().filter(|(id, node)| node.lifecycle == Lifecycle::Lost && !dying(id)).map(|(id, _)| id).collect()
+    let quiet = state.nodes.iter().filter(|(id, node)| quiet(id, node) && silent_ms(obs, id) <= limit);
+    quiet.map(|(id, _)| Gate::new(id, "silent, but this coordinator itself was not running just now", format!("{waits} ms more without a word"))).collect()
 }
 
-fn brake(zones: &BTreeMap<&Zone, (Vec<&NodeId>, usize)>) -> Brake {
-    let too_many = |silent: usize, of: usize| silent >= BRAKE_NODES && silent * 100 > of * BRAKE_PERCENT;
-    let silent = zones.values().map(|(ids, _)| ids.len()).sum();
-    let all = zones.values().map(|(_, count)| count).sum();
-    if too_many(silent, all) {
-        return Brake::Closed { silent, of: all, place: "the cluster".to_owned() };
+/// How many more nodes may be given up now.
+struct Cap {
+    left: usize,
+    per_minute: u32,
+    opens_in_ms: u64,
+}
+
+impl Cap {
+    fn of(state: &ClusterState, obs: &Observations) -> Self {
+        let per_minute = state.spec.policy.sources_per_minute;
+        let ages = obs.given_up_ms.values().map(|at| obs.now_ms.saturating_sub(*at)).filter(|age| *age < CAP_WINDOW_MS);
+        let (recent, oldest) = ages.fold((0, 0), |(recent, oldest), age| (recent + 1, oldest.max(age)));
+        let left = usize::try_from(per_minute).unwrap_or(usize::MAX).saturating_sub(recent);
+        Self { left, per_minute, opens_in_ms: CAP_WINDOW_MS - oldest }
     }
-    for (zone, (ids, count)) in zones {
-        if too_many(ids.len(), *count) && ids.len() < *count {
-            return Brake::Closed { silent: ids.len(), of: *count, place: zone.to_string() };
+
+    fn spend(&mut self) -> Option<(String, String)> {
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            return None;
         }
+        let closed_by = format!("{} nodes were given up within a minute, which is as many as the policy allows", self.per_minute);
+        Some((closed_by, format!("{} ms have passed", self.opens_in_ms)))
     }
-    Brake::Open
+}
+
+/// A zone lost is emptied one source node after another.
+struct Emptying<'a> {
+    /// The node of each lost zone that is being emptied.
+    now: BTreeMap<&'a str, NodeId>,
+}
+
+impl<'a> Emptying<'a> {
+    fn of(state: &'a ClusterState, braked: &Braked<'_>) -> Self {
+        let mut now = BTreeMap::new();
+        if braked.lost.is_empty() {
+            return Self { now };
+        }
+        let lost: BTreeSet<&NodeId> = state.nodes.iter().filter(|(_, node)| node.lifecycle == Lifecycle::Lost).map(|(id, _)| id).collect();
+        for (id, slot) in &state.slots {
+            let moves = state.role(id).is_some_and(lease_is_proof);
+            if let Some((holder, node)) = state.holder(slot).filter(|(holder, _)| moves && lost.contains(holder)) {
+                now.entry(node.zone.0.as_str()).or_insert_with(|| holder.clone());
+            }
+        }
+        Self { now }
+    }
+
+    /// What `id` waits for; None: it is its turn, and then nobody else's.
+    fn before(&mut self, id: &NodeId, node: &'a Node) -> Option<(String, String)> {
+        let first = match self.now.entry(node.zone.0.as_str()) {
+            Entry::Occupied(first) => first.into_mut(),
+            Entry::Vacant(free) => {
+                free.insert(id.clone());
+                return None;
+            }
+        };
+        Some((format!("its zone is emptied one node after another, and {first} comes first"), format!("what {first} held has moved")))
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ids::{Generation, NodeId, SlotId, VolumeId};
+use crate::ids::{Generation, NodeId, SlotId, VolumeId, Zone};
 
 /// What EC2 says of an instance. An error, a timeout or an unknown id is `Unknown`: never proof.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +62,27 @@ pub struct EnsembleSeen {
     pub version: u64,
     /// Voting members: id to address.
     pub voters: BTreeMap<u32, String>,
+    /// Members listed without a vote. vp lists none; somebody else may have.
+    pub observers: BTreeSet<u32>,
+    /// The newest version after which a write went through: a configuration is active from then on, committed a little earlier.
+    pub active_version: u64,
+}
+
+impl EnsembleSeen {
+    /// Whether what the list says is what votes. A removed server may be stopped only then.
+    pub fn is_active(&self) -> bool {
+        self.active_version >= self.version
+    }
+}
+
+/// A partition of a Kafka topic: name and number.
+pub type Partition = (String, u32);
+
+/// Where a partition's copies are, by broker id; the first is the preferred leader.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartitionSeen {
+    pub replicas: Vec<u32>,
+    pub in_sync: Vec<u32>,
 }
 
 /// Kafka's own view, read from ZooKeeper.
@@ -75,6 +96,26 @@ pub struct KafkaSeen {
     pub under_replicated: usize,
     /// Partitions with no leader.
     pub offline: usize,
+    /// Partitions that refuse writes with one more replica out of sync.
+    pub at_min_in_sync: usize,
+    pub partitions: BTreeMap<Partition, PartitionSeen>,
+    /// The controller is moving partitions.
+    pub reassigning: bool,
+}
+
+impl KafkaSeen {
+    /// Partitions that have a copy on this broker, as far as Kafka's own assignment says.
+    pub fn held_by(&self, broker: u32) -> usize {
+        self.partitions.values().filter(|partition| partition.replicas.contains(&broker)).count()
+    }
+}
+
+/// A coordinator as the leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoordinatorSeen {
+    pub zone: Zone,
+    /// The leader itself always does.
+    pub answers: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,13 +123,18 @@ pub struct Observations {
     pub now_ms: u64,
     /// Since when this coordinator leads. Nothing is judged silent from before that.
     pub leading_since_ms: u64,
+    /// Since when this coordinator has been running without a gap (`self_watch`). Nothing is judged silent from before that.
+    pub trusted_since_ms: u64,
     pub lease_ms: u64,
+    /// When nodes were given up for their silence (`liveness::remember_lost`).
+    pub given_up_ms: BTreeMap<NodeId, u64>,
+    pub coordinators: Vec<CoordinatorSeen>,
     /// Nodes have joined just now and more may follow: a slot that was never granted waits for them, so that its role is spread over all their zones.
     pub joining: bool,
     pub nodes: BTreeMap<NodeId, NodeSeen>,
     pub slots: BTreeMap<SlotId, SlotSeen>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
-    /// Since when a slot has had no eligible node in its volume's zone.
+    /// Since when a slot has been waiting for its disk: no eligible node in its volume's zone, or a lost disk whose id Kafka still counts on.
     pub zone_empty_since_ms: BTreeMap<SlotId, u64>,
     /// None: could not be read just now.
     pub zookeeper: Option<EnsembleSeen>,

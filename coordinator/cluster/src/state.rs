@@ -63,6 +63,23 @@ pub struct Spec {
     pub roles: BTreeMap<RoleName, RoleSpec>,
     /// How long a slot waits for its volume's zone to have a node before its role's empty-disk path applies, ms.
     pub volume_wait_ms: u64,
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub policy: Policy,
+}
+
+/// How cautiously verdicts are turned into moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Policy {
+    /// At most this many nodes are given up for their silence within a minute: what moves is capped by where it moves from.
+    pub sources_per_minute: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        // Twice what Kubernetes evicts (one node in ten seconds): a rack's worth moves within a minute, a misjudged thousand does not.
+        Self { sources_per_minute: 12 }
+    }
 }
 
 /// Where a node is in its life. A node that is gone is no longer in the state.
@@ -140,6 +157,31 @@ pub struct Slot {
     pub used: bool,
     /// Proof under which the last holder was fenced.
     pub proof: Option<Proof>,
+    /// An operator wants it elsewhere; done with its next grant.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub wanted_move: Option<Move>,
+}
+
+/// A move that an operator asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Move {
+    pub from: NodeId,
+    /// None: wherever it does best, but not where it was.
+    pub to: Option<NodeId>,
+    /// Goes without its volume, which then binds it no more: the role's empty-disk path.
+    pub empty_disk: bool,
+}
+
+/// An operator's word that the nodes silent just then are really gone: their silence is believed though the brake is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct BrakeRelease {
+    pub by: String,
+    /// Wall clock of the proposer, ms since the epoch, for people.
+    pub unix_ms: u64,
+    /// Each under the session it was silent in; a node that is heard again is taken out.
+    pub nodes: BTreeMap<NodeId, Session>,
 }
 
 /// An ensemble with a member list of its own.
@@ -150,6 +192,11 @@ pub struct Ensemble {
     pub founders: BTreeSet<u32>,
     /// Highest member id ever given.
     pub last_member: u32,
+    /// Who voted when its own list was last read, and that list's version: what a member with its disk comes back under when no quorum can be asked.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub voters: BTreeSet<u32>,
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub list_version: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -161,6 +208,8 @@ pub struct ClusterState {
     pub nodes: BTreeMap<NodeId, Node>,
     pub slots: BTreeMap<SlotId, Slot>,
     pub ensembles: BTreeMap<RoleName, Ensemble>,
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub brake_release: Option<BrakeRelease>,
     pub events: VecDeque<Event>,
 }
 
@@ -172,7 +221,13 @@ impl ClusterState {
 
     /// Slots of one role, in index order.
     pub fn slots_of<'a>(&'a self, role: &'a RoleName) -> impl Iterator<Item = (&'a SlotId, &'a Slot)> {
-        self.slots.iter().filter(move |(id, _)| id.role == *role)
+        let first = SlotId { role: role.clone(), index: 0 };
+        self.slots.range(first..).take_while(move |(id, _)| id.role == *role)
+    }
+
+    /// Whether the role has more slots than are wanted and this is one of those to go: the highest.
+    pub fn is_surplus(&self, slot: &SlotId) -> bool {
+        self.role(slot).is_some_and(|role| slot.index > role.pref)
     }
 
     /// Slots that a node holds.

@@ -33,12 +33,13 @@ fn a_revision_never_goes_back() {
 #[test]
 fn unusable_specs_are_refused() {
     type Change = fn(&mut vp_cluster::state::Spec);
-    let changes: [(&str, Change); 7] = [
+    let changes: [(&str, Change); 8] = [
         ("even voters", |spec| spec.roles.get_mut(&"zookeeper".into()).expect("role").pref = 4),
         ("min over pref", |spec| spec.roles.get_mut(&"kafka".into()).expect("role").min = 4),
         ("after itself", |spec| spec.roles.get_mut(&"zookeeper".into()).expect("role").after = vec!["kafka".into()]),
         ("after a stranger", |spec| spec.roles.get_mut(&"zookeeper".into()).expect("role").after = vec!["etcd".into()]),
-        ("shrunk", |spec| spec.roles.get_mut(&"kafka".into()).expect("role").pref = 2),
+        ("below its minimum", |spec| spec.roles.get_mut(&"kafka".into()).expect("role").pref = 0),
+        ("no node is ever given up", |spec| spec.policy.sources_per_minute = 0),
         ("taken out", |spec| drop(spec.roles.remove(&"vault".into()))),
         ("other class once granted", |spec| spec.roles.get_mut(&"vault".into()).expect("role").fencing = Fencing::Disposable),
     ];
@@ -213,7 +214,7 @@ fn step(s: &mut Situation, what: u8, pick: u8) {
     let kept = s.state.slots[&id].clone();
     let holder = kept.holder.clone().unwrap_or_else(|| node.clone());
     let session = s.state.nodes.get(&node).map(|node| node.session).unwrap_or_default();
-    let command = match what % 10 {
+    let command = match what % 16 {
         0 | 1 => node_in(&node.0, ["a", "b", "c"][usize::from(pick % 3)]),
         2 => Command::NodeLost { node, session, silent_ms: 1 },
         3 => Command::NodeFenced { node },
@@ -234,6 +235,18 @@ fn step(s: &mut Situation, what: u8, pick: u8) {
             s.phase(&id.to_string(), Phase::Healthy);
             let generation = kept.generation;
             Command::SlotUsed { slot: id, generation }
+        }
+        9 => Command::SetCordoned { node, cordoned: pick.is_multiple_of(2) },
+        10 => Command::MoveSlot { slot: id, to: pick.is_multiple_of(3).then_some(node), empty_disk: pick.is_multiple_of(5) },
+        11 => Command::CancelMove { slot: id },
+        12 => Command::Scale { role: id.role, pref: u32::from(pick % 6) },
+        13 => {
+            s.hear(&node.0, 0);
+            Command::ReleaseBrake { by: "ada".to_owned(), nodes: liveness::silent_now(&s.state, &s.obs) }
+        }
+        14 => {
+            s.reconfigure();
+            return;
         }
         _ => {
             s.settle();

@@ -1,4 +1,4 @@
-//! Verdicts from silence, and the brake.
+//! Verdicts from silence. The brake has tests of its own (`brake`).
 mod situation;
 use situation::{Situation, node_in, spec};
 use vp_cluster::{
@@ -14,27 +14,6 @@ fn silence(zones: &str, silent: &[usize]) -> Situation {
         s.hear(&format!("i-{index}"), 100_000 - lost_after_ms(4000) - 1);
     }
     s
-}
-
-#[test]
-fn brake_table() {
-    for (zones, silent, verdicts, closed) in [
-        ("abcab", &[][..], 0, false),
-        ("abcab", &[1][..], 1, false),
-        ("abcab", &[1, 2][..], 2, false),
-        ("abcab", &[1, 2, 3][..], 0, true),
-        ("abc", &[1, 2][..], 2, false),
-        ("abc", &[1, 2, 3][..], 0, true),
-        ("aaabbbccc", &[1, 2, 3][..], 3, false),                                       // a whole zone is a zone lost
-        ("aaaabbbbcccc", &[1, 2, 3][..], 0, true),                                     // most but not all of one is not
-        ("aaaaaaaaaaaaaaaaaaaa", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..], 11, false), // 55 % is not more than 55 %
-        ("aaaaaaaaaaaaaaaaaaaa", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12][..], 0, true),
-        ("aaaaaaaaaabbbbbbbbbb", &[1, 2, 3, 4, 5][..], 5, false), // 50 % of a zone
-    ] {
-        let s = silence(zones, silent);
-        let found = judge(&s.state, &s.obs);
-        assert_eq!((found.verdicts.len(), found.brake != Brake::Open), (verdicts, closed), "{zones} {silent:?}");
-    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use super::not_leader;
 use crate::{
     identity::{Claim, Refusal, Verifier},
     leader::{CommandError, Leader},
-    registry::Seat,
+    registry::{Heard, Seat},
 };
 
 /// A stream that has not said hello by then is closed.
@@ -186,13 +186,10 @@ impl Conversation {
             pairs.push((slot.clone(), Generation(report.generation)));
             reports.insert(slot, report);
         }
-        let before = self.leader.observations();
-        if !self.leader.registry.heard(&self.node, self.stream, reports, heartbeat.measures) {
-            return false;
-        }
-        let after = self.leader.observations();
-        if pairs.iter().any(|(slot, generation)| before.phase(slot, *generation) != after.phase(slot, *generation)) {
-            self.leader.wake.notify_one();
+        match self.leader.registry.heard(&self.node, self.stream, reports, heartbeat.measures) {
+            Heard::Replaced => return false,
+            Heard::Changed => self.leader.wake.notify_one(),
+            Heard::Same => {}
         }
         // Still the leader as of now, by a quorum: only then is anything renewed.
         if self.leader.raft.read_index().await.is_err() || !self.leader.registry.acknowledge(&self.node, self.stream) {

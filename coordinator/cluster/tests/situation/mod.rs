@@ -1,14 +1,25 @@
 //! Tiny states for tests: five nodes (`i-1`…) of 1000 MiB over zones a, b, c, a, b, and roles of each fencing class.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::collections::BTreeMap;
+
 use vp_cluster::{
     Action, ClusterState, Command, Generation, NodeId, Observations, Plan, Rejection, RoleName, Session, SlotId, VolumeId, Zone, apply,
+    ensemble::Reconfig,
     observe::{EnsembleSeen, KafkaSeen, NodeSeen, Phase, SlotSeen, VolumeSeen},
     planner,
     state::{Fencing, Membership, RoleSpec, Spec},
 };
 
 pub const LEASE_MS: u64 = 4000;
+
+/// A table whose rows are tests of their own: a sentence as the name, and what the check is given.
+#[allow(unused_macros, reason = "each test file uses its own part")]
+macro_rules! table {
+    ($check:ident: $($name:ident => $row:expr,)+) => {
+        $(#[test] fn $name() { $check($row); })+
+    };
+}
 
 pub fn role(pref: u32, fencing: Fencing, membership: Membership, volume: bool) -> RoleSpec {
     RoleSpec { min: 1, pref, max: 9, fencing, fenced_sinks: false, volume, membership, after: Vec::new(), spread_zones: true, memory_mib: 200 }
@@ -26,7 +37,7 @@ pub fn spec() -> Spec {
         ("worker", role(2, Fencing::Disposable, Membership::None, false)),
         ("stream", stream),
     ];
-    Spec { roles: roles.map(|(name, role)| (name.into(), role)).into(), volume_wait_ms: 60_000 }
+    Spec { roles: roles.map(|(name, role)| (name.into(), role)).into(), volume_wait_ms: 60_000, ..Spec::default() }
 }
 
 pub fn node_in(id: &str, zone: &str) -> Command {
@@ -68,9 +79,10 @@ impl Situation {
     }
 
     pub fn apply(&mut self, command: Command) -> Result<(), Rejection> {
-        let index = self.state.revision.0 + 1;
-        let outcome = apply(&mut self.state, index, 0, &command).map(|_| ());
+        let before = self.state.clone();
+        let outcome = apply(&mut self.state, before.revision.0 + 1, 0, &command).map(|_| ());
         vp_cluster::invariant::check(&self.state).expect("invariant");
+        vp_cluster::invariant::transition(&before, &self.state).unwrap_or_else(|broken| panic!("{command:?}: {broken}"));
         outcome
     }
 
@@ -83,7 +95,15 @@ impl Situation {
     }
 
     pub fn plan(&self) -> Vec<Action> {
-        planner::plan(&self.state, &self.obs).0.actions
+        self.planned().actions
+    }
+
+    /// The plan, which `apply` takes: planner and judge never disagree.
+    pub fn planned(&self) -> Plan {
+        let (plan, report) = planner::plan(&self.state, &self.obs);
+        let disagreed: Vec<_> = report.gates.iter().filter(|gate| gate.opens_when == planner::DISAGREED).collect();
+        assert!(disagreed.is_empty(), "{disagreed:?}");
+        plan
     }
 
     pub fn gates(&self) -> String {
@@ -91,7 +111,7 @@ impl Situation {
     }
 
     pub fn carry_out(&mut self) -> Vec<Action> {
-        let plan = planner::plan(&self.state, &self.obs).0;
+        let plan = self.planned();
         self.ok(Command::Plan(plan.clone()));
         plan.actions
     }
@@ -124,8 +144,42 @@ impl Situation {
         }
         let role: RoleName = "zookeeper".into();
         let voters = self.state.slots_of(&role).filter_map(|(_, slot)| Some((slot.member_id, self.state.holder(slot)?.1.address.clone()))).collect();
-        self.obs.zookeeper = Some(EnsembleSeen { version: 1, voters });
+        self.list(voters);
         self.obs.kafka = Some(KafkaSeen::default());
+    }
+
+    /// ZooKeeper's own list is this, read and active.
+    pub fn list(&mut self, voters: BTreeMap<u32, String>) {
+        let version = self.obs.zookeeper.as_ref().map_or(1, |seen| seen.version + u64::from(seen.voters != voters));
+        self.obs.zookeeper = Some(EnsembleSeen { version, voters, active_version: version, ..Default::default() });
+        if let Some(listed) = vp_cluster::ensemble::listed(&self.state, &self.obs, &"zookeeper".into()) {
+            self.ok(listed);
+        }
+    }
+
+    /// What ZooKeeper does with the `reconfig` that is due.
+    pub fn reconfigure(&mut self) -> Option<Reconfig> {
+        let change = vp_cluster::ensemble::next(&self.state, &self.obs, &"zookeeper".into())?;
+        let mut voters = self.obs.zookeeper.clone().expect("read").voters;
+        voters.retain(|member, _| !change.remove.contains(member));
+        voters.extend(change.add.clone());
+        self.list(voters);
+        Some(change)
+    }
+
+    /// The holder's word that the slot's processes are gone.
+    pub fn word(&mut self, id: &str) {
+        let (node, generation) = (self.holder(id).expect("held"), self.generation(id));
+        self.ok(Command::SlotReleased { slot: slot(id), generation, node });
+    }
+
+    /// The zone of a slot's holder.
+    pub fn zone_of(&self, id: &str) -> Zone {
+        self.state.nodes[&self.holder(id).expect("held")].zone.clone()
+    }
+
+    pub fn is_releasing(&self, id: &str) -> bool {
+        self.state.slots[&slot(id)].releasing
     }
 
     pub fn phase(&mut self, id: &str, phase: Phase) {
