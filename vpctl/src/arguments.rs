@@ -122,6 +122,37 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 300)]
         timeout: u64,
     },
+    /// Give an instance nothing new; what it carries stays
+    Cordon {
+        /// Instance id (a beginning that is unique will do) or address
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Let it take slots again
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Move one slot to another instance
+    Move(MoveArguments),
+    /// Want more or fewer slots of a role, within its min and max
+    Scale {
+        /// Role, e.g. zookeeper
+        #[arg(value_name = "ROLE")]
+        role: String,
+        /// How many
+        #[arg(value_name = "COUNT")]
+        wanted: u32,
+    },
+    /// Want what a file says
+    Apply {
+        /// The spec (YAML), as for `vpctl dev up --spec`
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// The brake on silence: closed when too much falls silent together
+    Brake {
+        #[command(subcommand)]
+        command: BrakeCommand,
+    },
     /// Upload videos to be processed
     Submit(SubmitArguments),
     /// Jobs: videos that were uploaded, and what became of them
@@ -140,6 +171,34 @@ pub enum Command {
     Completion {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct MoveArguments {
+    /// Role and index, e.g. kafka-2
+    #[arg(value_name = "SLOT")]
+    pub slot: String,
+    /// Instance to move it to: id, its beginning, or address [default: the best one]
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<String>,
+    /// Leave its volume behind, which binds it to a zone; the others of its role must have the data
+    #[arg(long)]
+    pub empty_disk: bool,
+    /// Take the wish back
+    #[arg(long, conflicts_with_all = ["to", "empty_disk"])]
+    pub undo: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BrakeCommand {
+    /// Whether it is closed, who is silent, and what was released
+    Show,
+    /// Say that the instances silent now are really gone: they are given up and replaced
+    Release {
+        /// Who says so, for the record [default: $USER]
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
     },
 }
 

@@ -14,7 +14,10 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use vp_proto::v1::operators_client::OperatorsClient;
-use vp_proto::v1::{Accepted, ClusterStatus, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation, PlanReport, PlanRequest, SlotRef, StatusRequest};
+use vp_proto::v1::{
+    Accepted, ApplyRequest, BrakeStatus, ClusterStatus, CordonRequest, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation, MoveRequest,
+    PlanReport, PlanRequest, ReleaseBrakeRequest, ScaleRequest, ShowBrakeRequest, SlotRef, StatusRequest,
+};
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
 
 use crate::failure::Failure;
@@ -25,6 +28,9 @@ const CALL: Duration = Duration::from_millis(2_500);
 const SEARCH: Duration = Duration::from_secs(8);
 /// Between two rounds of asking.
 const ROUND: Duration = Duration::from_millis(250);
+
+/// Calls that change something: sent and never answered, their outcome is unknown.
+const ORDERS: [&str; 6] = ["drain", "cordon", "move", "scale", "apply", "brake release"];
 
 /// The coordinators of one cluster, as operators see them.
 #[derive(Debug, Clone)]
@@ -97,6 +103,42 @@ impl Cluster {
         self.at_leader("drain", call).await
     }
 
+    /// Keeps new slots off a node, or lets them come again.
+    pub async fn cordon(&self, instance_id: &str, undo: bool) -> Result<Accepted, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.cordon(CordonRequest { instance_id: instance_id.to_owned(), undo }).await;
+        self.at_leader("cordon", call).await
+    }
+
+    /// Wants one slot elsewhere, or takes that back.
+    pub async fn move_slot(&self, request: MoveRequest) -> Result<Accepted, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.move_slot(request.clone()).await;
+        self.at_leader("move", call).await
+    }
+
+    /// Wants another number of slots of a role.
+    pub async fn scale(&self, role: &str, wanted: u32) -> Result<Accepted, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.scale(ScaleRequest { role: role.to_owned(), wanted }).await;
+        self.at_leader("scale", call).await
+    }
+
+    /// Wants what a spec in YAML says.
+    pub async fn apply(&self, yaml: &str) -> Result<Accepted, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.apply(ApplyRequest { yaml: yaml.to_owned() }).await;
+        self.at_leader("apply", call).await
+    }
+
+    /// The brake as the leader sees it.
+    pub async fn brake(&self) -> Result<BrakeStatus, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.show_brake(ShowBrakeRequest {}).await;
+        self.at_leader("brake show", call).await
+    }
+
+    /// Says that the nodes silent now are gone.
+    pub async fn release_brake(&self, by: &str) -> Result<Accepted, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.release_brake(ReleaseBrakeRequest { by: by.to_owned() }).await;
+        self.at_leader("brake release", call).await
+    }
+
     async fn at_leader<T>(&self, what: &str, call: impl AsyncFn(OperatorsClient<Channel>) -> Result<tonic::Response<T>, Status>) -> Result<T, Failure> {
         let until = Instant::now() + SEARCH;
         let mut hint: Option<String> = None;
@@ -139,7 +181,7 @@ impl Cluster {
             }
         }
         let tried = self.tried(&reasons);
-        if unanswered && what == "drain" {
+        if unanswered && ORDERS.contains(&what) {
             return Err(Failure::Unknown { what: format!("{what} ({tried})") });
         }
         Err(if answered { Failure::Leaderless { tried } } else { Failure::Unreachable { tried } })

@@ -30,6 +30,13 @@ impl Scripted {
     }
 }
 
+impl Scripted {
+    fn accepted(&self, call: String) -> Result<Response<Accepted>, Status> {
+        self.led(call)?;
+        Ok(Response::new(Accepted { revision: 12, note: String::new() }))
+    }
+}
+
 #[tonic::async_trait]
 impl Operators for Scripted {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<ClusterStatus>, Status> {
@@ -65,6 +72,34 @@ impl Operators for Scripted {
         let request = request.into_inner();
         self.led(format!("drain {} {}", request.instance_id, request.undo))?;
         Ok(Response::new(Accepted { revision: 12, note: String::new() }))
+    }
+
+    async fn cordon(&self, request: Request<CordonRequest>) -> Result<Response<Accepted>, Status> {
+        let request = request.into_inner();
+        self.accepted(format!("cordon {} {}", request.instance_id, request.undo))
+    }
+
+    async fn move_slot(&self, request: Request<MoveRequest>) -> Result<Response<Accepted>, Status> {
+        let MoveRequest { slot, instance_id, empty_disk, undo } = request.into_inner();
+        self.accepted(format!("move {} to {instance_id:?} {empty_disk} {undo}", slot.unwrap_or_default()))
+    }
+
+    async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<Accepted>, Status> {
+        let request = request.into_inner();
+        self.accepted(format!("scale {} {}", request.role, request.wanted))
+    }
+
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<Accepted>, Status> {
+        self.accepted(format!("apply {}", request.into_inner().yaml.trim()))
+    }
+
+    async fn show_brake(&self, _: Request<ShowBrakeRequest>) -> Result<Response<BrakeStatus>, Status> {
+        self.led("show brake".to_owned())?;
+        Ok(Response::new(BrakeStatus { closed: true, reason: "3 of 5 nodes fell silent together".into(), silent: vec!["i-0ab".into()], ..Default::default() }))
+    }
+
+    async fn release_brake(&self, request: Request<ReleaseBrakeRequest>) -> Result<Response<Accepted>, Status> {
+        self.accepted(format!("release brake by {}", request.into_inner().by))
     }
 }
 
@@ -183,4 +218,30 @@ async fn a_drill_without_tolerance_is_refused_before_anything_is_killed() {
     let output = vpctl(&address, &["drill", "i-0ab"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("--force"), "{}", text(&output.stderr));
+}
+
+#[tokio::test]
+async fn orders_reach_the_leader_as_they_were_given() {
+    let coordinator = Scripted { status: status(Health::Healthy), ..Default::default() };
+    let asked = coordinator.asked.clone();
+    let address = serve(coordinator).await;
+    let spec = std::env::temp_dir().join(format!("vpctl-orders-{}.yaml", std::process::id()));
+    std::fs::write(&spec, "roles: {}\n").expect("written");
+    let file = spec.to_str().expect("text");
+    for (words, call) in [
+        (&["cordon", "i-0a"][..], "cordon i-0ab false"),
+        (&["cordon", "i-0a", "--undo"], "cordon i-0ab true"),
+        (&["move", "kafka-2"], "move kafka-2 to \"\" false false"),
+        (&["move", "kafka-2", "--to", "i-0c", "--empty-disk"], "move kafka-2 to \"i-0cde\" true false"),
+        (&["move", "kafka-2", "--undo"], "move kafka-2 to \"\" false true"),
+        (&["scale", "zookeeper", "5"], "scale zookeeper 5"),
+        (&["apply", "-f", file], "apply roles: {}"),
+        (&["brake", "release", "--by", "ada"], "release brake by ada"),
+        (&["brake", "show"], "show brake"),
+    ] {
+        let output = vpctl(&address, words).await;
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}", text(&output.stderr));
+        assert_eq!(asked.lock().expect("no test panics holding it").pop().as_deref(), Some(call), "{words:?}");
+    }
+    std::fs::remove_file(&spec).expect("removed");
 }

@@ -17,7 +17,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn wrong_words_end_with_64_and_name_what_is_wrong() {
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 17] = [
         (&[], "Usage"),
         (&["statsu"], "statsu"),
         (&["submit"], "FILE"),
@@ -29,6 +29,12 @@ fn wrong_words_end_with_64_and_name_what_is_wrong() {
         (&["dev", "up", "--network", "7"], "20..=254"),
         (&["drain", "i-1", "--undo", "--wait"], "--undo"),
         (&["jobs", "show"], "JOB"),
+        (&["move", "kafka", "--coordinators", "127.0.0.1:1"], "ROLE-INDEX"),
+        (&["move", "kafka-1", "--undo", "--empty-disk"], "--undo"),
+        (&["scale", "zookeeper"], "COUNT"),
+        (&["scale", "zookeeper", "many"], "many"),
+        (&["apply"], "--file"),
+        (&["brake"], "release"),
     ];
     for (words, named) in cases {
         let output = vpctl(words);
@@ -48,7 +54,7 @@ fn help_and_version_are_answers() {
 
 #[test]
 fn help_is_narrow_and_begins_with_what_is_the_commands_own() {
-    for words in [&[][..], &["status"], &["events"], &["drain"], &["submit"], &["drill"], &["jobs", "fetch"], &["dev", "up"], &["dev", "logs"]] {
+    for words in [&[][..], &["status"], &["events"], &["drain"], &["move"], &["scale"], &["brake", "release"], &["submit"], &["drill"], &["jobs", "fetch"], &["dev", "up"], &["dev", "logs"]] {
         let output = vpctl(&[words, &["--help"]].concat());
         let help = String::from_utf8_lossy(&output.stdout).into_owned();
         let longest = help.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();

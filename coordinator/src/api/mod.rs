@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod operators;
+mod orders;
 
 use tonic::{Status, metadata::MetadataValue};
 use vp_proto::LEADER_KEY;

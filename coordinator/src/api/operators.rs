@@ -1,4 +1,4 @@
-//! The conversation with people and their tools: status, plan, explain, events, drain.
+//! The conversation with people and their tools: status, plan, explain, events. What they order is in `orders`.
 
 use std::{pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
@@ -7,9 +7,10 @@ use tokio::{sync::watch, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::Endpoint};
 use vp_cluster::{
-    ClusterState, Command, NodeId, Observations, SlotId,
+    ClusterState, NodeId, Observations, SlotId,
     command::Event,
     health::{self, Coordinators, Health},
+    liveness::BRAKE_OPENS,
     state::{Lifecycle, Slot},
 };
 use vp_proto::{
@@ -17,7 +18,10 @@ use vp_proto::{
     v1::{self, operators_server::Operators, peers_client::PeersClient},
 };
 
-use super::not_leader;
+use super::{
+    not_leader,
+    orders::{self, Order},
+};
 use crate::{
     control::{Findings, lifecycle_name},
     desired::{fencing_name, slot_ref},
@@ -77,11 +81,9 @@ impl Operators for OperatorsApi {
 
     async fn plan(&self, _: Request<v1::PlanRequest>) -> Result<Response<v1::PlanReport>, Status> {
         self.must_lead()?;
-        let (plan, report) = vp_cluster::planner::plan(&self.leader.state(), &self.leader.observations());
-        let mut gates = report.gates;
-        gates.extend(self.findings.borrow().gates.iter().cloned());
-        gates.sort();
-        gates.dedup();
+        let (state, obs) = (self.leader.state(), self.leader.observations());
+        let (plan, _) = vp_cluster::planner::plan(&state, &obs);
+        let gates = vp_cluster::round::look(&state, &obs).gates;
         Ok(Response::new(v1::PlanReport {
             revision: plan.based_on.0,
             actions: plan.actions.iter().map(ToString::to_string).collect(),
@@ -131,23 +133,51 @@ impl Operators for OperatorsApi {
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::Accepted>, Status> {
+        self.order(orders::drain(request.into_inner())).await
+    }
+
+    async fn cordon(&self, request: Request<v1::CordonRequest>) -> Result<Response<v1::Accepted>, Status> {
+        self.order(orders::cordon(request.into_inner())).await
+    }
+
+    async fn move_slot(&self, request: Request<v1::MoveRequest>) -> Result<Response<v1::Accepted>, Status> {
+        self.order(orders::move_slot(request.into_inner())).await
+    }
+
+    async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<v1::Accepted>, Status> {
+        self.order(orders::scale(request.into_inner())).await
+    }
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::Accepted>, Status> {
+        self.order(orders::apply(&self.leader.settings.roles, &request.into_inner())).await
+    }
+
+    async fn show_brake(&self, _: Request<v1::ShowBrakeRequest>) -> Result<Response<v1::BrakeStatus>, Status> {
         self.must_lead()?;
-        let v1::DrainRequest { instance_id, undo } = request.into_inner();
-        let node = NodeId(instance_id);
-        let outcome = self.leader.propose(Command::SetDraining { node: node.clone(), draining: !undo }).await;
-        self.leader.wake.notify_one();
-        match outcome {
-            Ok(revision) => {
-                let note = if undo { format!("{node} takes work again") } else { format!("{node} gives its slots away one by one; see 'vpctl plan'") };
-                Ok(Response::new(v1::Accepted { revision, note }))
-            }
-            Err(CommandError::Rejected(rejection)) => Err(Status::failed_precondition(rejection.to_string())),
-            Err(error) => Err(Status::unknown(format!("unknown outcome: {error}"))),
-        }
+        Ok(Response::new(orders::brake_status(&self.leader.state(), &self.leader.observations())))
+    }
+
+    async fn release_brake(&self, request: Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::Accepted>, Status> {
+        self.must_lead()?;
+        let order = orders::release_brake(&self.leader.state(), &self.leader.observations(), &request.into_inner());
+        self.order(order).await
     }
 }
 
 impl OperatorsApi {
+    /// Puts an order into the log: accepted, refused with a reason, or nobody knows.
+    async fn order(&self, order: Result<Order, Status>) -> Result<Response<v1::Accepted>, Status> {
+        self.must_lead()?;
+        let Order { command, note } = order?;
+        let outcome = self.leader.propose(command).await;
+        self.leader.wake.notify_one();
+        match outcome {
+            Ok(revision) => Ok(Response::new(v1::Accepted { revision, note })),
+            Err(CommandError::Rejected(rejection)) => Err(Status::failed_precondition(rejection.to_string())),
+            Err(error) => Err(Status::unknown(format!("unknown outcome: {error}"))),
+        }
+    }
+
     fn must_lead(&self) -> Result<(), Status> {
         if self.leader.leads() { Ok(()) } else { Err(not_leader(&self.leader)) }
     }
@@ -233,12 +263,9 @@ fn services(state: &ClusterState, obs: &Observations) -> Vec<v1::ServiceStatus> 
 }
 
 fn alarms(findings: &Findings) -> Vec<String> {
-    match &findings.brake {
-        vp_cluster::liveness::Brake::Open => Vec::new(),
-        vp_cluster::liveness::Brake::Closed { silent, of, place } => {
-            vec![format!("brake closed: {silent} of {of} nodes of {place} fell silent together; silence moves nothing until they return or EC2 gives proof")]
-        }
-    }
+    let brake = orders::brake_sentence(&findings.brake);
+    let closed = brake.map(|reason| format!("brake closed: {reason}; silence moves nothing there until {BRAKE_OPENS}"));
+    closed.into_iter().chain(findings.alarms.iter().map(|(_, sentence)| sentence.clone())).collect()
 }
 
 fn sentences(state: &ClusterState, id: &SlotId, slot: &Slot, view: &v1::SlotStatus, gates: &[v1::Gate]) -> Vec<String> {
@@ -254,6 +281,10 @@ fn sentences(state: &ClusterState, id: &SlotId, slot: &Slot, view: &v1::SlotStat
             ));
         }
         None => said.push(format!("{id} has no holder.")),
+    }
+    if let Some(wish) = &slot.wanted_move {
+        let to = wish.to.as_ref().map_or("wherever it does best".to_owned(), ToString::to_string);
+        said.push(format!("An operator wants it off {}, to {to}.", wish.from));
     }
     if let Some(proof) = &slot.proof {
         said.push(format!("It was taken from its last holder because {proof}."));
@@ -276,7 +307,7 @@ fn wire_health(health: Health) -> v1::Health {
     }
 }
 
-fn wire_gate(gate: vp_cluster::planner::Gate) -> v1::Gate {
+pub(super) fn wire_gate(gate: vp_cluster::report::Gate) -> v1::Gate {
     v1::Gate { subject: gate.subject, closed_by: gate.closed_by, opens_when: gate.opens_when }
 }
 

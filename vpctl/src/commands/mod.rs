@@ -10,6 +10,7 @@ mod healing;
 mod healing_text;
 mod jobs;
 mod look;
+mod orders;
 mod results;
 mod submit;
 mod watch_job;
@@ -36,6 +37,11 @@ pub async fn run(arguments: Arguments, screen: &Screen) -> Result<u8, Failure> {
         Command::Plan => explain::plan(&cluster()?, screen, format).await,
         Command::Explain { slot } => explain::explain(&cluster()?, screen, format, &slot).await,
         Command::Drain { node, undo, wait, timeout } => drain::drain(&cluster()?, screen, &node, undo, wait, timeout).await,
+        Command::Cordon { node, undo } => orders::cordon(&cluster()?, screen, &node, undo).await,
+        Command::Move(words) => orders::move_slot(&cluster()?, screen, words).await,
+        Command::Scale { role, wanted } => orders::scale(&cluster()?, screen, &role, wanted).await,
+        Command::Apply { file } => orders::apply(&cluster()?, screen, &file).await,
+        Command::Brake { command } => orders::brake(&cluster()?, screen, format, command).await,
         Command::Submit(words) => submit::submit(&place.pipeline().await?, screen, format, words).await,
         Command::Jobs { command } => jobs::jobs(&place.pipeline().await?, screen, format, command).await,
         Command::Drill(words) => drill::drill(&place, &cluster()?, screen, format, words).await,

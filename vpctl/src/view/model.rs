@@ -283,6 +283,33 @@ impl From<v1::Gate> for Gate {
     }
 }
 
+/// `vpctl brake show -o json`.
+#[derive(Debug, Serialize)]
+pub struct Brake {
+    pub closed: bool,
+    pub reason: Option<String>,
+    /// Instances that are silent now: what a release would name.
+    pub silent: Vec<String>,
+    pub released_by: Option<String>,
+    pub released_unix_ms: Option<u64>,
+    pub released: Vec<String>,
+    pub gates: Vec<Gate>,
+}
+
+impl From<v1::BrakeStatus> for Brake {
+    fn from(raw: v1::BrakeStatus) -> Self {
+        Self {
+            closed: raw.closed,
+            reason: some(raw.reason),
+            silent: raw.silent,
+            released_by: some(raw.released_by),
+            released_unix_ms: (raw.released_unix_ms != 0).then_some(raw.released_unix_ms),
+            released: raw.released,
+            gates: raw.gates.into_iter().map(Gate::from).collect(),
+        }
+    }
+}
+
 impl From<v1::PlanReport> for Plan {
     fn from(raw: v1::PlanReport) -> Self {
         Self { revision: raw.revision, actions: raw.actions, gates: raw.gates.into_iter().map(Gate::from).collect() }

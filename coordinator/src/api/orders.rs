@@ -1,0 +1,126 @@
+//! What operators order, as commands: each wish becomes one entry of the log, and the procedures of `vp_cluster` carry it on from there.
+
+use std::{path::Path, str::FromStr};
+
+use tonic::Status;
+use vp_cluster::{
+    ClusterState, Command, NodeId, Observations, RoleName, SlotId,
+    liveness::{self, Brake},
+};
+use vp_proto::v1;
+
+use super::operators::wire_gate;
+use crate::{catalogue, settings::SpecFile};
+
+/// Longest name of an operator that is written into the log.
+const LONGEST_NAME: usize = 80;
+
+/// A command and what is said when it is accepted.
+#[derive(Debug)]
+pub struct Order {
+    pub command: Command,
+    pub note: String,
+}
+
+pub fn drain(request: v1::DrainRequest) -> Result<Order, Status> {
+    let v1::DrainRequest { instance_id, undo } = request;
+    let node = NodeId(instance_id);
+    let note = if undo { format!("{node} takes work again") } else { format!("{node} gives its slots away one by one; see 'vpctl plan'") };
+    Ok(Order { command: Command::SetDraining { node, draining: !undo }, note })
+}
+
+pub fn cordon(request: v1::CordonRequest) -> Result<Order, Status> {
+    let v1::CordonRequest { instance_id, undo } = request;
+    let node = NodeId(instance_id);
+    let note = if undo { format!("{node} takes slots again") } else { format!("{node} keeps what it holds and gets nothing new") };
+    Ok(Order { command: Command::SetCordoned { node, cordoned: !undo }, note })
+}
+
+pub fn move_slot(request: v1::MoveRequest) -> Result<Order, Status> {
+    let v1::MoveRequest { slot, instance_id, empty_disk, undo } = request;
+    let asked = slot.ok_or_else(|| Status::invalid_argument("which slot? for example kafka-2"))?;
+    let slot = SlotId::from_str(&asked.to_string()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if undo {
+        return Ok(Order { command: Command::CancelMove { slot: slot.clone() }, note: format!("{slot} is not moved any more") });
+    }
+    let to = (!instance_id.is_empty()).then_some(NodeId(instance_id));
+    let note = format!("{slot} moves as soon as the others of its role can spare it; see 'vpctl explain {slot}'");
+    Ok(Order { command: Command::MoveSlot { slot, to, empty_disk }, note })
+}
+
+pub fn scale(request: v1::ScaleRequest) -> Result<Order, Status> {
+    let v1::ScaleRequest { role, wanted } = request;
+    let note = format!("{wanted} of {role} are wanted; see 'vpctl plan'");
+    Ok(Order { command: Command::Scale { role: RoleName(role), pref: wanted }, note })
+}
+
+pub fn apply(roles: &Path, request: &v1::ApplyRequest) -> Result<Order, Status> {
+    let wanted: SpecFile = serde_saphyr::from_str(&request.yaml).map_err(|error| Status::invalid_argument(format!("the spec cannot be read: {error}")))?;
+    let spec = catalogue::spec(roles, &wanted).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let wanted: Vec<String> = spec.roles.iter().map(|(name, role)| format!("{} {name}", role.pref)).collect();
+    Ok(Order { command: Command::SetSpec { spec }, note: format!("wanted are {}; see 'vpctl plan'", wanted.join(", ")) })
+}
+
+/// Names the nodes that are silent at this moment; those that fall silent later are none of its business.
+pub fn release_brake(state: &ClusterState, obs: &Observations, request: &v1::ReleaseBrakeRequest) -> Result<Order, Status> {
+    let by: String = request.by.chars().filter(|c| !c.is_control()).take(LONGEST_NAME).collect();
+    if by.is_empty() {
+        return Err(Status::invalid_argument("who says that they are gone? a release is written down with a name"));
+    }
+    let nodes = liveness::silent_now(state, obs);
+    if nodes.is_empty() {
+        return Err(Status::failed_precondition("no node is silent: there is nothing to release"));
+    }
+    let names: Vec<String> = nodes.keys().map(ToString::to_string).collect();
+    let note = format!("the silence of {} is believed: they are given up and their instances terminated", names.join(", "));
+    Ok(Order { command: Command::ReleaseBrake { by, nodes }, note })
+}
+
+pub fn brake_status(state: &ClusterState, obs: &Observations) -> v1::BrakeStatus {
+    let judged = liveness::judge(state, obs);
+    let release = state.brake_release.as_ref();
+    v1::BrakeStatus {
+        closed: judged.brake != Brake::Open,
+        reason: brake_sentence(&judged.brake).unwrap_or_default(),
+        silent: liveness::silent_now(state, obs).into_keys().map(|node| node.0).collect(),
+        released_by: release.map_or(String::new(), |release| release.by.clone()),
+        released_unix_ms: release.map_or(0, |release| release.unix_ms),
+        released: release.map_or(Vec::new(), |release| release.nodes.keys().map(|node| node.0.clone()).collect()),
+        gates: judged.gates.into_iter().map(wire_gate).collect(),
+    }
+}
+
+/// Why the brake is closed; None while it is open.
+pub fn brake_sentence(brake: &Brake) -> Option<String> {
+    match brake {
+        Brake::Open => None,
+        Brake::Closed { silent, of, place } => Some(format!("{silent} of {of} nodes of {place} fell silent together")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_needs_a_name_and_somebody_who_is_silent() {
+        let (state, obs) = (ClusterState::default(), Observations::default());
+        for by in ["", "\n", "ada"] {
+            assert!(release_brake(&state, &obs, &v1::ReleaseBrakeRequest { by: by.to_owned() }).is_err(), "{by:?}");
+        }
+    }
+
+    #[test]
+    fn a_spec_that_cannot_be_read_is_refused_with_its_line() {
+        let refused = apply(Path::new("."), &v1::ApplyRequest { yaml: "roles:\n  kafka: {perf: 3}\n".to_owned() }).unwrap_err();
+        assert!(refused.message().contains("perf"), "{}", refused.message());
+    }
+
+    #[test]
+    fn a_move_names_a_slot() {
+        assert!(move_slot(v1::MoveRequest::default()).is_err());
+        let slot = Some(v1::SlotRef { role: "kafka".to_owned(), index: 2 });
+        let order = move_slot(v1::MoveRequest { slot, instance_id: String::new(), empty_disk: false, undo: false }).unwrap();
+        assert_eq!(order.command, Command::MoveSlot { slot: SlotId::new("kafka", 2), to: None, empty_disk: false });
+    }
+}

@@ -1,0 +1,106 @@
+//! What an operator orders and does not wait for: cordon, move, scale, apply, and the brake. The coordinators carry it on; `plan` and `explain` show how far.
+
+use std::path::Path;
+
+use vp_proto::v1::{Accepted, MoveRequest};
+
+use super::drain::node_named;
+use super::explain::slot_ref;
+use crate::arguments::{BrakeCommand, Format, MoveArguments};
+use crate::cluster::Cluster;
+use crate::failure::Failure;
+use crate::terminal::{Screen, Tone};
+use crate::view;
+use crate::view::model::Brake;
+
+fn tell(screen: &Screen, subject: &str, accepted: &Accepted) -> u8 {
+    let note = if accepted.note.is_empty() { String::new() } else { format!(": {}", accepted.note) };
+    screen.line(&format!("{subject} accepted at revision {}{note}", accepted.revision));
+    0
+}
+
+/// Keeps new slots off a node, or lets them come again.
+pub async fn cordon(cluster: &Cluster, screen: &Screen, node: &str, undo: bool) -> Result<u8, Failure> {
+    let instance = node_named(&cluster.status().await?, node)?;
+    Ok(tell(screen, "cordon", &cluster.cordon(&instance, undo).await?))
+}
+
+/// Wants a slot elsewhere, or takes that back.
+pub async fn move_slot(cluster: &Cluster, screen: &Screen, words: MoveArguments) -> Result<u8, Failure> {
+    let MoveArguments { slot, to, empty_disk, undo } = words;
+    let slot = Some(slot_ref(&slot)?);
+    let instance_id = match to {
+        Some(to) => node_named(&cluster.status().await?, &to)?,
+        None => String::new(),
+    };
+    Ok(tell(screen, "move", &cluster.move_slot(MoveRequest { slot, instance_id, empty_disk, undo }).await?))
+}
+
+/// Wants another number of slots of a role.
+pub async fn scale(cluster: &Cluster, screen: &Screen, role: &str, wanted: u32) -> Result<u8, Failure> {
+    Ok(tell(screen, "scale", &cluster.scale(role, wanted).await?))
+}
+
+/// Wants what a file says.
+pub async fn apply(cluster: &Cluster, screen: &Screen, file: &Path) -> Result<u8, Failure> {
+    let yaml = std::fs::read_to_string(file).map_err(Failure::file(file))?;
+    Ok(tell(screen, "spec", &cluster.apply(&yaml).await?))
+}
+
+/// Shows the brake, or releases it for the nodes that are silent now.
+pub async fn brake(cluster: &Cluster, screen: &Screen, format: Format, command: BrakeCommand) -> Result<u8, Failure> {
+    match command {
+        BrakeCommand::Show => {
+            let brake = Brake::from(cluster.brake().await?);
+            view::show(screen, format, &brake, |brake| brake_text(brake, screen))?;
+            Ok(0)
+        }
+        BrakeCommand::Release { by } => {
+            let by = by.or_else(|| std::env::var("USER").ok()).filter(|by| !by.is_empty());
+            let by = by.ok_or_else(|| Failure::Usage("nobody is named: say who with --by NAME".to_owned()))?;
+            Ok(tell(screen, "release", &cluster.release_brake(&by).await?))
+        }
+    }
+}
+
+fn brake_text(brake: &Brake, screen: &Screen) -> String {
+    let word = if brake.closed { "CLOSED" } else { "OPEN" };
+    let why = brake.reason.as_deref().unwrap_or("silence is believed");
+    let mut text = format!("{}  {why}\n", screen.paint(Tone::Bold, word));
+    if !brake.silent.is_empty() {
+        text.push_str(&format!("  silent now: {}\n", brake.silent.join(", ")));
+    }
+    if let Some(by) = &brake.released_by {
+        text.push_str(&format!("  released by {by} for {}\n", brake.released.join(", ")));
+    }
+    for gate in &brake.gates {
+        text.push_str(&format!("  {}: {}; opens when {}\n", gate.subject, gate.closed_by, gate.opens_when));
+    }
+    if brake.closed {
+        text.push_str("  `vpctl brake release` says that the silent ones are really gone\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn brake(closed: bool) -> Brake {
+        let silent = if closed { vec!["i-1".to_owned(), "i-2".to_owned()] } else { Vec::new() };
+        let reason = closed.then(|| "3 of 5 nodes of the cluster fell silent together".to_owned());
+        Brake { closed, reason, silent, released_by: None, released_unix_ms: None, released: Vec::new(), gates: Vec::new() }
+    }
+
+    #[test]
+    fn an_open_brake_is_one_line() {
+        assert_eq!(brake_text(&brake(false), &Screen::plain()), "OPEN  silence is believed\n");
+    }
+
+    #[test]
+    fn a_closed_brake_says_who_is_silent_and_what_opens_it() {
+        let text = brake_text(&brake(true), &Screen::plain());
+        assert!(text.starts_with("CLOSED  3 of 5 nodes of the cluster fell silent together\n"), "{text}");
+        assert!(text.contains("silent now: i-1, i-2") && text.contains("vpctl brake release"), "{text}");
+    }
+}
