@@ -99,11 +99,14 @@ impl Control {
             let state = self.leader.state();
             self.remember(&state);
             let obs = self.leader.observations();
-            let round = round::look(&state, &obs);
+            let mut round = round::look(&state, &obs);
             looks += 1;
+            // First the moves, then what is told of them: an event in between would take the ground from under the plan.
+            let commands = std::mem::take(&mut round.commands);
+            let over = commands.is_empty() || !self.carry_out(commands).await;
             self.note(&state, &obs, &round).await;
-            if round.commands.is_empty() || looks == LOOKS || !self.carry_out(round.commands).await {
-                break (state, obs);
+            if over || looks == LOOKS {
+                break (self.leader.state(), obs);
             }
         };
         for (id, node) in &state.nodes {

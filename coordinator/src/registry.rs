@@ -271,7 +271,7 @@ mod tests {
     fn a_heartbeat_says_whether_anything_is_new() {
         let registry = Registry::default();
         let seat = registry.open(&node(), Session(1)).unwrap();
-        let mut heard = |slots| registry.heard(&node(), seat.stream, slots, None);
+        let heard = |slots| registry.heard(&node(), seat.stream, slots, None);
         assert_eq!(heard(report(5, v1::Phase::Starting)), Heard::Changed, "a slot");
         assert_eq!(heard(report(5, v1::Phase::Starting)), Heard::Same);
         assert_eq!(heard(report(5, v1::Phase::Healthy)), Heard::Changed, "a phase");

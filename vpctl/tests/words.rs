@@ -54,7 +54,20 @@ fn help_and_version_are_answers() {
 
 #[test]
 fn help_is_narrow_and_begins_with_what_is_the_commands_own() {
-    for words in [&[][..], &["status"], &["events"], &["drain"], &["move"], &["scale"], &["brake", "release"], &["submit"], &["drill"], &["jobs", "fetch"], &["dev", "up"], &["dev", "logs"]] {
+    for words in [
+        &[][..],
+        &["status"],
+        &["events"],
+        &["drain"],
+        &["move"],
+        &["scale"],
+        &["brake", "release"],
+        &["submit"],
+        &["drill"],
+        &["jobs", "fetch"],
+        &["dev", "up"],
+        &["dev", "logs"],
+    ] {
         let output = vpctl(&[words, &["--help"]].concat());
         let help = String::from_utf8_lossy(&output.stdout).into_owned();
         let longest = help.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();
