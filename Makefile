@@ -9,7 +9,7 @@ SETUP_FOR ?= demo
 TIERS ?= unit process region
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs demo test lint bench clean clean-cache pins
+.PHONY: help setup build programs demo test lint bench bench-core chaos clean clean-cache pins
 
 help: ## say what there is
 	@echo "vp: a self-healing cluster that processes videos, here on this one machine."
@@ -18,9 +18,10 @@ help: ## say what there is
 	@echo "  make test    every test (TIERS='unit' for the quick ones)"
 	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
 	@echo
-	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint"
+	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint|bench-core"
 	@echo "  make build   leave the programs in bin/: $(PROGRAMS)"
 	@echo "  make bench   measure; the table goes to docs/benchmarks.md"
+	@echo "  make bench-core   the coordinators beside etcd, on this disk; the table goes to docs/benchmarks-core.md"
 	@echo "  make clean   remove bin/ and build output; make clean-cache removes everything that was fetched, too"
 	@echo
 	@echo "  Everything fetched or compiled lives in $(VP_CACHE) (VP_CACHE=DIR names another place), regions in ~/.local/state/vp."
@@ -54,6 +55,10 @@ lint: setup ## no complaint is let through
 bench: SETUP_FOR := test
 bench: build ## measures, beside one plain ffmpeg
 	@tests/bench
+
+bench-core: SETUP_FOR := bench-core
+bench-core: setup ## the coordinators beside etcd; BENCH_CORE='--only a1' for a piece
+	@tests/core/bench $(BENCH_CORE)
 
 clean: ## build output
 	rm -rf bin "$(VP_CACHE)/target-lint"
