@@ -227,6 +227,7 @@ where
             proposals: BTreeMap::new(),
             waiting: Vec::new(),
             rounds: BTreeMap::new(),
+            rounds_term: 0,
             confirmed: Vec::new(),
             round: 0,
             leading: None,
@@ -261,6 +262,8 @@ struct Task<S: Store, M, O> {
     /// Reads that no round has begun for.
     waiting: Reads,
     rounds: BTreeMap<u64, Reads>,
+    /// The term in which the rounds began: raft-rs forgets them with it.
+    rounds_term: u64,
     /// Confirmed by a quorum, waiting to be applied.
     confirmed: Vec<(u64, Reads)>,
     round: u64,
@@ -336,9 +339,18 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
         true
     }
 
-    /// One round serves every read that came in before it began.
+    /// One round serves every read that came in before it began, and only one is under way: those that come in meanwhile share the next. The answer to a
+    /// round that was lost on the way is asked for again with Raft's own heartbeats.
     fn begin_reads(&mut self) {
-        if !self.waiting.is_empty() && self.node.may_read() {
+        let term = self.node.raw().raft.term;
+        if self.rounds_term != term {
+            let hint = self.hint();
+            for read in std::mem::take(&mut self.rounds).into_values().flatten() {
+                let _ = read.send(Err(ReadError::NotLeader { hint }));
+            }
+            self.rounds_term = term;
+        }
+        if !self.waiting.is_empty() && self.rounds.is_empty() && self.node.may_read() {
             self.round += 1;
             self.node.raw().read_index(self.round.to_le_bytes().to_vec());
             self.rounds.insert(self.round, std::mem::take(&mut self.waiting));
