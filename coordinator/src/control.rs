@@ -16,7 +16,7 @@ use vp_cluster::{
 
 use crate::{
     catalogue,
-    desired::desired,
+    desired::wishes,
     leader::{CommandError, Leader},
 };
 
@@ -109,11 +109,8 @@ impl Control {
                 break (self.leader.state(), obs);
             }
         };
-        for (id, node) in &state.nodes {
-            if matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
-                self.leader.registry.publish(id, desired(&state, &obs, id, term, &self.zookeeper_digest));
-            }
-        }
+        let living = state.nodes.iter().filter(|(_, node)| matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining)).map(|(id, _)| id);
+        self.leader.registry.publish(living, wishes(&state, &obs, term, &self.zookeeper_digest));
     }
 
     /// False: nothing was accepted, and looking again at once would find the same.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -14,6 +14,8 @@ use vp_cluster::{
     self_watch::SelfWatch,
 };
 use vp_proto::v1;
+
+use crate::desired::Wishes;
 
 /// One agent's live session.
 struct Entry {
@@ -28,6 +30,8 @@ struct Entry {
     slots: BTreeMap<SlotId, v1::SlotObservation>,
     measures: Option<v1::NodeMeasures>,
     desired: watch::Sender<Option<v1::Desired>>,
+    /// The members in it: as long as the list is this very one, nothing needs to be compared.
+    members: Arc<Vec<v1::Member>>,
 }
 
 /// A node as people see it.
@@ -49,6 +53,8 @@ struct Inner {
     own: SelfWatch,
     streams: u64,
     entries: BTreeMap<NodeId, Entry>,
+    /// Everybody who is placed, as published last.
+    members: Arc<Vec<v1::Member>>,
 }
 
 /// What a heartbeat said.
@@ -109,7 +115,18 @@ impl Registry {
         }
         let (desired, receiver) = watch::channel(None);
         let (slots, measures) = inner.entries.remove(node).map(|old| (old.slots, old.measures)).unwrap_or_default();
-        let entry = Entry { session, stream, heard_ms: Some(now), acknowledged_ms: None, connected: true, condemned: false, slots, measures, desired };
+        let entry = Entry {
+            session,
+            stream,
+            heard_ms: Some(now),
+            acknowledged_ms: None,
+            connected: true,
+            condemned: false,
+            slots,
+            measures,
+            desired,
+            members: Arc::default(),
+        };
         inner.entries.insert(node.clone(), entry);
         Some(Seat { stream, desired: receiver })
     }
@@ -152,16 +169,26 @@ impl Registry {
         }
     }
 
-    /// Publishes a node's desired set if its content has changed.
-    pub fn publish(&self, node: &NodeId, desired: v1::Desired) {
-        if let Some(entry) = self.lock().entries.get(node) {
+    /// Publishes each node's desired set if its content has changed. A node that holds nothing is not told who else there is: it would be told at every move.
+    pub fn publish<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>, mut wishes: Wishes) {
+        let mut inner = self.lock();
+        if *inner.members != wishes.members {
+            inner.members = Arc::new(std::mem::take(&mut wishes.members));
+        }
+        let (everybody, nobody) = (inner.members.clone(), Arc::default());
+        for node in nodes {
+            let Some(entry) = inner.entries.get_mut(node) else { continue };
+            let assignments = wishes.assignments.remove(node).unwrap_or_default();
+            let members = if assignments.is_empty() { &nobody } else { &everybody };
+            let known = Arc::ptr_eq(&entry.members, members) || *entry.members == **members;
             entry.desired.send_if_modified(|current| {
-                let same = current.as_ref().is_some_and(|old| old.assignments == desired.assignments && old.members == desired.members);
+                let same = known && current.as_ref().is_some_and(|old| old.assignments == assignments);
                 if !same {
-                    *current = Some(desired);
+                    *current = Some(v1::Desired { term: wishes.term, revision: wishes.revision, assignments, members: members.to_vec() });
                 }
                 !same
             });
+            entry.members = members.clone();
         }
     }
 
@@ -291,6 +318,23 @@ mod tests {
     }
 
     #[test]
+    fn a_heartbeat_is_news_when_a_phase_a_generation_or_the_slots_changed() {
+        let registry = Registry::default();
+        let seat = registry.open(&node(), Session(1)).unwrap();
+        let cases = [
+            (report(5, v1::Phase::Starting), Heard::Changed),
+            (report(5, v1::Phase::Starting), Heard::Same),
+            (report(5, v1::Phase::Healthy), Heard::Changed),
+            (report(6, v1::Phase::Healthy), Heard::Changed),
+            (BTreeMap::new(), Heard::Changed),
+            (BTreeMap::new(), Heard::Same),
+        ];
+        for (said, wanted) in cases {
+            assert_eq!(registry.heard(&node(), seat.stream, said.clone(), None), wanted, "{said:?}");
+        }
+    }
+
+    #[test]
     fn of_two_reports_on_a_slot_the_newer_generation_counts() {
         let registry = Registry::default();
         for (name, generation) in [("i-1", 9), ("i-2", 4)] {
@@ -302,18 +346,45 @@ mod tests {
         assert_eq!(obs.phase(&SlotId::new("kafka", 1), vp_cluster::Generation(4)), Phase::Unknown);
     }
 
+    fn publish(registry: &Registry, revision: u64, held: &[(&str, u64)], address: &str) {
+        let mut assignments: BTreeMap<NodeId, Vec<v1::Assignment>> = BTreeMap::new();
+        for (holder, generation) in held {
+            assignments.entry((*holder).into()).or_default().push(v1::Assignment { generation: *generation, ..Default::default() });
+        }
+        let members = vec![v1::Member { address: address.to_owned(), ..Default::default() }];
+        registry.publish([node(), "i-2".into()].iter(), Wishes { term: 1, revision, assignments, members });
+    }
+
+    /// The revision of what is new, 0: nothing is.
+    fn news(seat: &mut Seat) -> u64 {
+        if seat.desired.has_changed().unwrap() { seat.desired.borrow_and_update().as_ref().map_or(0, |desired| desired.revision) } else { 0 }
+    }
+
     #[test]
     fn a_desired_set_is_published_only_when_its_content_changes() {
         let registry = Registry::default();
         let mut seat = registry.open(&node(), Session(1)).unwrap();
-        let desired =
-            |revision, pid: &str| v1::Desired { revision, members: vec![v1::Member { address: pid.to_owned(), ..Default::default() }], ..Default::default() };
-        registry.publish(&node(), desired(1, "a"));
-        assert!(seat.desired.has_changed().unwrap());
-        seat.desired.mark_unchanged();
-        registry.publish(&node(), desired(2, "a"));
-        assert!(!seat.desired.has_changed().unwrap());
-        registry.publish(&node(), desired(3, "b"));
-        assert_eq!(seat.desired.borrow_and_update().as_ref().map(|desired| desired.revision), Some(3));
+        for (revision, held, address, wanted) in [
+            (1, &[("i-1", 1)][..], "a", 1),
+            (2, &[("i-1", 1)], "a", 0),
+            (3, &[("i-1", 1)], "b", 3),
+            (4, &[("i-1", 2)], "b", 4),
+            (5, &[], "b", 5),
+            (6, &[("i-1", 2)], "b", 6),
+        ] {
+            publish(&registry, revision, held, address);
+            assert_eq!(news(&mut seat), wanted, "revision {revision}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_holds_nothing_is_told_so_once_and_not_who_else_moves() {
+        let registry = Registry::default();
+        let mut idle = registry.open(&"i-2".into(), Session(1)).unwrap();
+        publish(&registry, 1, &[("i-1", 1)], "a");
+        assert_eq!(news(&mut idle), 1);
+        assert_eq!(idle.desired.borrow().as_ref().map(|desired| desired.members.len()), Some(0));
+        publish(&registry, 2, &[("i-1", 2)], "b");
+        assert_eq!(news(&mut idle), 0);
     }
 }

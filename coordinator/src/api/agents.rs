@@ -9,7 +9,10 @@
 use std::{collections::BTreeMap, pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
 use futures::Stream;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{broadcast, mpsc},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
@@ -21,6 +24,7 @@ use super::not_leader;
 use crate::{
     identity::{Claim, Refusal, Verifier},
     leader::{CommandError, Leader},
+    raft::LeadershipEvent,
     registry::{Heard, Seat},
 };
 
@@ -133,8 +137,9 @@ struct Conversation {
 
 impl Conversation {
     async fn run(self, mut incoming: Streaming<v1::AgentMessage>, mut seat: Seat) {
-        let mut status = self.leader.raft.watch();
-        loop {
+        // Not the status: that changes with every entry, and would wake ten thousand conversations each time.
+        let mut leadership = self.leader.raft.events();
+        while self.leader.leads() {
             tokio::select! {
                 message = incoming.message() => {
                     let Ok(Some(message)) = message else { break };
@@ -152,13 +157,15 @@ impl Conversation {
                         break;
                     }
                 }
-                _ = status.changed() => {
-                    if !status.borrow().leads() {
-                        let _ = self.outbox.try_send(Err(not_leader(&self.leader)));
+                event = leadership.recv() => {
+                    if !matches!(event, Ok(LeadershipEvent::Started { .. }) | Err(broadcast::error::RecvError::Lagged(_))) {
                         break;
                     }
                 }
             }
+        }
+        if !self.leader.leads() {
+            let _ = self.outbox.try_send(Err(not_leader(&self.leader)));
         }
         self.leader.registry.close(&self.node, self.stream);
         self.leader.wake.notify_one();
