@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
@@ -22,6 +22,9 @@ use crate::raft::{Outbox, RaftHandle};
 const QUEUE: usize = 256;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// From "the leader's process has ended" to standing for election: time for the others to learn it, then one after another, so that votes are not split.
+const STAND_AFTER: Duration = Duration::from_millis(10);
+const STAND_APART: Duration = Duration::from_millis(40);
 
 struct Parcel {
     envelope: Envelope,
@@ -32,6 +35,8 @@ struct Link {
     peer: u64,
     address: SocketAddr,
     from: IpAddr,
+    /// How many members stand for election before this one when the peer is gone.
+    rank: u32,
     parcels: mpsc::Receiver<Parcel>,
 }
 
@@ -58,7 +63,8 @@ impl Network {
         for (&peer, &address) in members.iter().filter(|(peer, _)| **peer != id) {
             let (sender, parcels) = mpsc::channel(QUEUE);
             senders.insert(peer, sender);
-            links.push(Link { peer, address, from: own, parcels });
+            let rank = members.keys().filter(|other| **other < id && **other != peer).count() as u32;
+            links.push(Link { peer, address, from: own, rank, parcels });
         }
         Network { cluster, id, members: members.into_keys().collect(), senders, links: Mutex::new(links) }
     }
@@ -106,17 +112,29 @@ impl Link {
             match endpoint.connect().await {
                 Ok(channel) => {
                     tracing::info!(peer = self.peer, "peer connected");
-                    backoff = BACKOFF_MIN;
+                    let connected = Instant::now();
                     if !self.stream(PeersClient::new(channel), &raft).await {
                         return;
                     }
                     tracing::info!(peer = self.peer, "peer disconnected");
+                    // At once, to tell a process that has ended from a connection that broke; not again and again.
+                    backoff = if connected.elapsed() > BACKOFF_MAX { Duration::ZERO } else { BACKOFF_MIN };
                 }
-                Err(error) => tracing::debug!(peer = self.peer, %error, "peer not reachable"),
+                Err(error) => {
+                    tracing::debug!(peer = self.peer, %error, "peer not reachable");
+                    if refused(&error) {
+                        raft.report_gone(self.peer);
+                        let (raft, wait) = (raft.clone(), STAND_AFTER + STAND_APART * self.rank);
+                        tokio::spawn(async move {
+                            tokio::time::sleep(wait).await;
+                            raft.stand();
+                        });
+                    }
+                }
             }
             raft.report_unreachable(self.peer);
             tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            backoff = (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
             // What queued up meanwhile is stale.
             loop {
                 match self.parcels.try_recv() {
@@ -158,6 +176,12 @@ impl Link {
             }
         }
     }
+}
+
+/// Whether the machine is there and says that nobody listens on the port. A machine that is gone, or cut off, says nothing.
+fn refused(error: &tonic::transport::Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|io| io.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 /// The index applied last and the hash of the state it gave.

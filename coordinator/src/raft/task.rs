@@ -119,6 +119,8 @@ enum Request {
     Read(oneshot::Sender<Result<u64, ReadError>>),
     Step(Message),
     Unreachable(u64),
+    Gone(u64),
+    Stand,
     Transfer(u64),
     Stop,
 }
@@ -185,6 +187,16 @@ impl RaftHandle {
     /// The last message to `peer` was not delivered.
     pub fn report_unreachable(&self, peer: u64) {
         let _ = self.requests.try_send(Request::Unreachable(peer));
+    }
+
+    /// Nobody listens where `peer` did: its process has ended. If it led, it leads no more in this member's eyes, which may then vote for another.
+    pub fn report_gone(&self, peer: u64) {
+        let _ = self.requests.try_send(Request::Gone(peer));
+    }
+
+    /// This member stands for election now, if it follows nobody. Votes as ever decide, and pre-votes before them.
+    pub fn stand(&self) {
+        let _ = self.requests.try_send(Request::Stand);
     }
 
     /// The snapshot for `peer` left here, or did not; looked at within a tick, whatever is queued.
@@ -333,6 +345,23 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                 }
             }
             Request::Unreachable(peer) => self.node.raw().report_unreachable(peer),
+            Request::Gone(peer) => {
+                let raft = &mut self.node.raw().raft;
+                if raft.state == StateRole::Follower && raft.leader_id == peer && peer != raft::INVALID_ID {
+                    tracing::info!(leader = peer, "the leader's process has ended");
+                    let term = raft.term;
+                    raft.become_follower(term, raft::INVALID_ID);
+                }
+            }
+            Request::Stand => {
+                let raft = &self.node.raw().raft;
+                if raft.state == StateRole::Follower
+                    && raft.leader_id == raft::INVALID_ID
+                    && let Err(error) = self.node.raw().campaign()
+                {
+                    tracing::debug!(%error, "not standing for election");
+                }
+            }
             Request::Transfer(peer) => self.node.raw().transfer_leader(peer),
             Request::Stop => return false,
         }
