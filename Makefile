@@ -18,10 +18,11 @@ help: ## say what there is
 	@echo "  make test    every test (TIERS='unit' for the quick ones)"
 	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
 	@echo
-	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint|bench-core"
+	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint|bench-core|chaos"
 	@echo "  make build   leave the programs in bin/: $(PROGRAMS)"
 	@echo "  make bench   measure; the table goes to docs/benchmarks.md"
 	@echo "  make bench-core   the coordinators beside etcd, on this disk; the table goes to docs/benchmarks-core.md"
+	@echo "  make chaos   hurt real coordinators and agents for an hour at most and judge what they did"
 	@echo "  make clean   remove bin/ and build output; make clean-cache removes everything that was fetched, too"
 	@echo
 	@echo "  Everything fetched or compiled lives in $(VP_CACHE) (VP_CACHE=DIR names another place), regions in ~/.local/state/vp."
@@ -59,6 +60,10 @@ bench: build ## measures, beside one plain ffmpeg
 bench-core: SETUP_FOR := bench-core
 bench-core: setup ## the coordinators beside etcd; BENCH_CORE='--only a1' for a piece
 	@tests/core/bench $(BENCH_CORE)
+
+chaos: SETUP_FOR := chaos
+chaos: setup ## faults on real coordinators and agents, histories judged; CHAOS='--seconds 60' for other words
+	@tests/core/chaos $(CHAOS)
 
 clean: ## build output
 	rm -rf bin "$(VP_CACHE)/target-lint"

@@ -11,7 +11,6 @@
 
 pub mod counted;
 pub mod jobs;
-pub mod observer;
 pub mod processes;
 pub mod region;
 pub mod scenarios;
@@ -19,30 +18,4 @@ pub mod slots;
 pub mod writers;
 
 pub use region::{Answer, Region};
-
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
-/// How often a condition is looked at.
-const LOOK: Duration = Duration::from_millis(150);
-
-/// Looks at the condition until it holds, and gives what it found.
-///
-/// # Errors
-/// It did not hold within `deadline`: says `what`, and what the last look said (its error, or nothing yet).
-pub fn wait_until<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
-    let begun = Instant::now();
-    loop {
-        let last = match condition() {
-            Ok(Some(found)) => return Ok(found),
-            Ok(None) => String::new(),
-            Err(error) => format!("; last look: {error:#}"),
-        };
-        if begun.elapsed() >= deadline {
-            anyhow::bail!("not within {} s: {what}{last}", deadline.as_secs());
-        }
-        thread::sleep(LOOK);
-    }
-}
+pub use vp_core_tests::{observer, wait_until};

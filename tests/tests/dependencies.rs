@@ -18,7 +18,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vp-publish", &["vp-cloud", "vp-jobs"]),
     ("vp-localcloud", &["vp-cloud"]),
     ("vpctl", &["vp-cloud", "vp-jobs", "vp-localcloud", "vp-proto"]),
-    ("vp-tests", &["vp-agent", "vp-cloud", "vp-cluster", "vp-coordinator", "vp-jobs", "vp-localcloud", "vp-proto"]),
+    ("vp-core-tests", &["vp-agent", "vp-cluster", "vp-coordinator", "vp-proto"]),
+    ("vp-tests", &["vp-agent", "vp-cloud", "vp-cluster", "vp-coordinator", "vp-core-tests", "vp-jobs", "vp-localcloud", "vp-proto"]),
 ];
 
 /// Judgement uses nothing but the standard library, thiserror and (behind a feature) serde's derives.

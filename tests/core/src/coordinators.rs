@@ -1,0 +1,179 @@
+//! Three real `vp-coordinator` daemons in a [`Region`] that stands in for AWS: started as an image's boot program starts them, killed and started again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use tokio::time::{sleep, timeout};
+use vp_proto::COORDINATOR_PORT;
+use vp_proto::v1::{IdentifyRequest, peers_client::PeersClient};
+
+use crate::channel;
+use crate::group::MEMBERS;
+use crate::program::Program;
+use crate::region::{Instance, Region};
+
+/// The group whose instances may join.
+pub const NODES_GROUP: &str = "core-nodes";
+const CLUSTER: &str = "core";
+const HOST: u8 = 10;
+
+/// What the cluster is to be.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub lease_ms: u64,
+    /// Roles as the catalogue has them: name and role.yaml.
+    pub roles: Vec<(&'static str, String)>,
+    /// How many slots of each.
+    pub slots: BTreeMap<&'static str, u32>,
+    /// More environment of the daemons.
+    pub environment: Vec<(String, String)>,
+}
+
+/// The running daemons; killed when dropped.
+pub struct Coordinators {
+    program: PathBuf,
+    folder: PathBuf,
+    wanted: Wanted,
+    addresses: Vec<Ipv4Addr>,
+    members: Vec<Option<Program>>,
+}
+
+/// An availability zone by its number, 1 to 3.
+pub fn zone(number: u8) -> String {
+    format!("us-east-1{}", char::from(b'a' + (number - 1) % 3))
+}
+
+/// User data of a coordinator (`Some` member) or an agent.
+pub fn user_data(region: &Region, wanted: &Wanted, member: Option<usize>) -> String {
+    let run = if member.is_some() { "coordinator" } else { "agent" };
+    let mut text = format!("cluster: {CLUSTER}\nrun: {run}\ngroup: {NODES_GROUP}\ncoordinators:\n");
+    for other in 1..=3 {
+        text += &format!("  - {{id: {other}, address: {}, zone: {}, group: {CLUSTER}-coordinator-{other}}}\n", region.address(other, HOST), zone(other));
+    }
+    if let Some(member) = member {
+        text += &format!("coordinator: {}\n", member + 1);
+    }
+    let endpoint = region.endpoint();
+    text += &format!("lease_ms: {}\naws: {{region: us-east-1, endpoint_url: \"{endpoint}\", s3_endpoint_url: \"{endpoint}\"}}\n", wanted.lease_ms);
+    text += "buckets: {uploads: core-uploads, results: core-results, cluster: core-cluster}\n";
+    text += &format!("identity_public_key: {}\nspec:\n  roles:\n", region.identity_public_key());
+    for (role, count) in &wanted.slots {
+        text += &format!("    {role}: {{pref: {count}}}\n");
+    }
+    text
+}
+
+impl Coordinators {
+    /// Starts all three on empty folders below `folder` and waits until one leads.
+    ///
+    /// # Errors
+    /// A program does not start, or nobody leads within 30 s.
+    pub async fn start(program: &Path, region: &mut Region, wanted: Wanted, folder: &Path) -> anyhow::Result<Self> {
+        for (name, yaml) in &wanted.roles {
+            let role = folder.join("image/roles").join(name);
+            fs::create_dir_all(&role)?;
+            fs::write(role.join("role.yaml"), yaml)?;
+        }
+        let mut addresses = Vec::new();
+        for member in 0..MEMBERS {
+            let number = u8::try_from(member + 1)?;
+            let id = format!("i-coordinator{number}");
+            let address = region.address(number, HOST);
+            region.put(&id, Instance { address, zone: zone(number), group: format!("{CLUSTER}-coordinator-{number}"), state: "running" });
+            region.serve_metadata(&id, user_data(region, &wanted, Some(member))).await?;
+            addresses.push(address);
+        }
+        let members = (0..MEMBERS).map(|_| None).collect();
+        let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, addresses, members };
+        for member in 0..MEMBERS {
+            new.start_member(member)?;
+        }
+        new.leader(Duration::from_secs(30)).await?;
+        Ok(new)
+    }
+
+    /// Starts one on its folder.
+    ///
+    /// # Errors
+    /// The program does not start.
+    pub fn start_member(&mut self, member: usize) -> anyhow::Result<()> {
+        self.start_member_with(member, &[])
+    }
+
+    /// As [`Coordinators::start_member`], with more environment.
+    ///
+    /// # Errors
+    /// As [`Coordinators::start_member`].
+    pub fn start_member_with(&mut self, member: usize, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+        let root = self.disk(member);
+        fs::create_dir_all(&root)?;
+        let mut command = Command::new(&self.program);
+        command.env_clear().env("VP_INSTANCE_ROOT", &root).env("VP_IMAGE", self.folder.join("image"));
+        command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", Region::metadata_endpoint(self.addresses[member]));
+        command.env("AWS_ACCESS_KEY_ID", "core").env("AWS_SECRET_ACCESS_KEY", "core").env("AWS_REGION", "us-east-1");
+        command.envs(self.wanted.environment.iter().cloned()).envs(environment.iter().copied());
+        self.members[member] = Some(Program::start(command, &self.folder.join(format!("coordinator-{}.log", member + 1)))?);
+        Ok(())
+    }
+
+    /// A member's folder: its log is below it.
+    pub fn disk(&self, member: usize) -> PathBuf {
+        self.folder.join(format!("coordinator-{}", member + 1))
+    }
+
+    /// Where a member serves everybody.
+    pub fn address(&self, member: usize) -> SocketAddr {
+        SocketAddr::from((self.addresses[member], COORDINATOR_PORT))
+    }
+
+    /// A member's process, unless it was killed.
+    pub fn process(&self, member: usize) -> Option<&Program> {
+        self.members[member].as_ref()
+    }
+
+    /// A member's process, to be asked whether it has ended.
+    pub fn process_mut(&mut self, member: usize) -> Option<&mut Program> {
+        self.members[member].as_mut()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, member: usize) {
+        if let Some(process) = self.members[member].take() {
+            process.kill();
+        }
+    }
+
+    /// Who leads, by a majority of the members' own words; waits for it.
+    ///
+    /// # Errors
+    /// Nobody within `patience`.
+    pub async fn leader(&self, patience: Duration) -> anyhow::Result<usize> {
+        let begun = Instant::now();
+        while begun.elapsed() < patience {
+            let mut votes: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+            for member in 0..MEMBERS {
+                if let Ok(Ok((term, leader))) = timeout(Duration::from_millis(700), self.identify(member)).await
+                    && leader != 0
+                {
+                    *votes.entry((term, leader)).or_default() += 1;
+                }
+            }
+            if let Some((_, leader)) = votes.iter().find(|(_, count)| **count > MEMBERS / 2).map(|(vote, _)| *vote) {
+                return Ok(usize::try_from(leader)? - 1);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        bail!("no coordinator leads after {} s; see {}/coordinator-*.log", patience.as_secs(), self.folder.display())
+    }
+
+    async fn identify(&self, member: usize) -> anyhow::Result<(u64, u64)> {
+        let channel = channel::open(self.address(member), None).await?;
+        let answer = PeersClient::new(channel).identify(IdentifyRequest { cluster: CLUSTER.to_owned() }).await?.into_inner();
+        Ok((answer.term, answer.leader_id))
+    }
+}
