@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fail::fail_point;
 use prost::Message;
 use vp_proto::v1;
 
@@ -99,6 +100,7 @@ struct Control<S> {
 impl<S: Supervisor> Control<S> {
     /// Takes a desired set from the leader unless it is the one taken last or an older one.
     fn consider(&mut self, newest: &v1::Desired, kept: &std::path::Path) -> Result<(), ControlError> {
+        fail_point!("agent_control::consider");
         let order = (newest.term, newest.revision);
         if order < self.taken {
             tracing::debug!(term = newest.term, revision = newest.revision, "older desired set dropped");
@@ -109,13 +111,16 @@ impl<S: Supervisor> Control<S> {
             return Ok(());
         }
         // The set is kept before its order: after a power cut between the two the set counts again, it is never lost behind its order.
+        fail_point!("agent_control::keep_desired");
         replace(kept, &newest.encode_to_vec())?;
+        fail_point!("agent_control::desired_kept");
         self.take(newest)
     }
 
     fn take(&mut self, desired: &v1::Desired) -> Result<(), ControlError> {
         let wanted = wanted(desired, self.executor.catalogue().keys());
         if self.executor.take(desired.term, desired.revision, &wanted)? {
+            fail_point!("agent_control::publish_hosts");
             let content = hosts::content(&machine::hostname(), &self.settings.node.address.to_string(), &wanted.members);
             hosts::publish(&self.settings.layout.hosts_file(), &content)?;
             tracing::info!(term = desired.term, revision = desired.revision, slots = wanted.assignments.len(), "desired set taken");
@@ -130,6 +135,7 @@ impl<S: Supervisor> Control<S> {
 
     /// One look and the steps it asks for; returns the time until the next look if nothing happens before.
     fn turn(&mut self, sampler: &mut Sampler) -> Result<Duration, ControlError> {
+        fail_point!("agent_control::turn");
         let nothing = Wanted::default();
         let wanted = self.wanted.as_ref().unwrap_or(&nothing);
         let now = Instant::now();
@@ -141,6 +147,7 @@ impl<S: Supervisor> Control<S> {
         for step in &steps {
             self.executor.perform(step, wanted, now)?;
         }
+        fail_point!("agent_control::report");
         let mut report = self.executor.report(wanted, Instant::now());
         report.measures = sampler.measures(self.settings.layout.root());
         let news = said(&report.slots) != said(&self.shared.report().slots);

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use fail::fail_point;
+
 /// A file that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {path}")]
@@ -32,6 +34,7 @@ impl FileError {
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     rename_in(path, bytes, true)?;
+    fail_point!("durable::renamed");
     File::open(folder).and_then(|dir| dir.sync_all()).map_err(FileError::of("sync", folder))
 }
 
@@ -47,12 +50,14 @@ fn rename_in(path: &Path, bytes: &[u8], sync: bool) -> Result<(), FileError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
+    fail_point!("durable::write", |_| Err(FileError::of("write", &new)(io::Error::other("fail point"))));
     let write = || {
         let mut file = File::create(&new)?;
         file.write_all(bytes)?;
         if sync { file.sync_all() } else { Ok(()) }
     };
     write().map_err(FileError::of("write", &new))?;
+    fail_point!("durable::rename", |_| Err(FileError::of("replace", path)(io::Error::other("fail point"))));
     fs::rename(&new, path).map_err(FileError::of("replace", path))
 }
 

@@ -6,6 +6,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fail::fail_point;
+
 use crate::catalogue::{Catalogue, Fencing, Role};
 use crate::clock::Instant;
 use crate::durable::{FileError, make_folder, replace_volatile};
@@ -152,6 +154,7 @@ impl<S: Supervisor> Executor<S> {
         match &step.action {
             Action::Wait(_) => {}
             Action::Start { generation, deadline } => {
+                fail_point!("executor::start");
                 local.starts += 1;
                 match self.start(slot, *generation, *deadline, wanted) {
                     Ok(()) => tracing::info!(%slot, generation, "role started"),
@@ -165,15 +168,18 @@ impl<S: Supervisor> Executor<S> {
                 }
             }
             Action::Stop => {
+                fail_point!("executor::stop");
                 let signal = self.catalogue.get(slot.role()).map_or(nix::sys::signal::Signal::SIGTERM, |role| role.stop.signal());
                 tracing::info!(%slot, %signal, "role asked to end");
                 self.supervisor.stop(slot, signal, now);
             }
             Action::Kill => {
+                fail_point!("executor::kill");
                 tracing::info!(%slot, "role killed");
                 self.supervisor.kill(slot, now);
             }
             Action::Release { generation } => {
+                fail_point!("executor::release");
                 self.generations.release(slot, *generation)?;
                 tracing::info!(%slot, generation, "slot given back");
             }
@@ -197,6 +203,7 @@ impl<S: Supervisor> Executor<S> {
             replace_volatile(&config.join(name), content.as_bytes())?;
         }
         let mut environment = self.settings.environment.clone();
+        fail_point!("executor::rendered");
         environment.insert("VP_SLOT".into(), slot.to_string());
         environment.insert("VP_GENERATION".into(), generation.to_string());
         environment.extend(rendered.environment);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use fail::fail_point;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{FileError, make_folder, read_if_there, replace};
@@ -57,6 +58,7 @@ impl Generations {
     /// The disk, or a damaged file.
     pub fn open(folder: PathBuf) -> Result<Self, GenerationsError> {
         make_folder(&folder)?;
+        fail_point!("generations::open");
         let path = folder.join("generations.json");
         let record = match read_if_there(&path)? {
             Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| GenerationsError::Damaged { path: path.clone(), source })?,
@@ -101,7 +103,9 @@ impl Generations {
     fn keep(&mut self, record: Record) -> Result<(), GenerationsError> {
         if record != self.record {
             let bytes = serde_json::to_vec_pretty(&record).map_err(|source| GenerationsError::Damaged { path: self.path.clone(), source })?;
+            fail_point!("generations::keep");
             replace(&self.path, &bytes)?;
+            fail_point!("generations::kept");
             self.record = record;
         }
         Ok(())

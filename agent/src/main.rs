@@ -44,6 +44,8 @@ enum Command {
 }
 
 fn main() -> Result<()> {
+    #[cfg(feature = "failpoints")]
+    let _points = fail::FailScenario::setup();
     if let Some(Command::Guard { generation, deadline, nice, command, slot: _ }) = Arguments::parse().command {
         let code = guard::run(&Order { generation, deadline: Instant(deadline), nice, command })?;
         std::process::exit(code);

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fail::fail_point;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_stream::StreamExt;
@@ -128,6 +129,7 @@ impl Session {
     }
 
     async fn converse(&mut self, target: SocketAddr) -> Result<(), SessionError> {
+        fail_point!("session::connect");
         let lease = self.settings.lease;
         let patience = (lease / 2).max(Duration::from_millis(500));
         // Both together shorter than half a lease: a partition is noticed in time to go elsewhere.
@@ -145,6 +147,7 @@ impl Session {
         let (to_leader, messages) = mpsc::channel(16);
         let hello = AgentMessage { body: Some(agent_message::Body::Hello(self.hello())) };
         to_leader.try_send(hello).map_err(|_| SessionError::Ended("stream closed".into()))?;
+        fail_point!("session::hello");
         let silent = |what| move |_| SessionError::Silent { what, ms: patience.as_millis() };
         let opened = timeout(patience, client.session(ReceiverStream::new(messages))).await.map_err(silent("answer"))?;
         let mut answers = opened.map_err(|status| ended(&status))?.into_inner();
@@ -156,6 +159,7 @@ impl Session {
             None => return Err(SessionError::Ended("closed before the welcome".into())),
         };
         tracing::info!(coordinator = %target, session = welcome.session, term = welcome.term, "session opened");
+        fail_point!("session::welcomed");
         self.shared.leases().new_session();
         let outcome = self.beat(&welcome, &to_leader, &mut answers).await;
         tracing::info!(coordinator = %target, session = welcome.session, "session over");
@@ -204,12 +208,14 @@ impl Session {
 
     /// Sends a heartbeat and our word for what was given back. A full channel means the network is behind: the next one tells the truth again.
     fn send(&mut self, to_leader: &mpsc::Sender<AgentMessage>) {
+        fail_point!("session::heartbeat");
         let report = self.shared.report().clone();
         self.sequence += 1;
         let heartbeat = Heartbeat { sequence: self.sequence, slots: report.slots, measures: Some(report.measures) };
         // Before it leaves: a deadline may be too early, never too late.
         self.shared.leases().sent(self.sequence, Instant::now(), report.pairs);
         let said = report.released.into_iter().map(|slot| agent_message::Body::Released(Released { slot: Some(slot) }));
+        fail_point!("session::before_it_leaves");
         for body in std::iter::once(agent_message::Body::Heartbeat(heartbeat)).chain(said) {
             let _ = to_leader.try_send(AgentMessage { body: Some(body) });
         }
@@ -219,9 +225,11 @@ impl Session {
     fn answer(&mut self, message: CoordinatorMessage, lease: Duration) -> bool {
         match message.body {
             Some(coordinator_message::Body::Ack(ack)) => {
+                fail_point!("session::acknowledged");
                 let named: Vec<(Slot, u64)> =
                     ack.renewed.iter().filter_map(|pair| Some((Slot::try_from(pair.slot.as_ref()?).ok()?, pair.generation))).collect();
                 let renewals = self.shared.leases().acknowledged(ack.sequence, &named, lease);
+                fail_point!("session::renew_guards");
                 let guards = self.shared.report().guards.clone();
                 let mut first = false;
                 for renewal in renewals {
@@ -239,6 +247,7 @@ impl Session {
                 true
             }
             Some(coordinator_message::Body::Desired(desired)) => {
+                fail_point!("session::desired");
                 self.shared.desired.send_replace(Some(Arc::new(desired)));
                 false
             }

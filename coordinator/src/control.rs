@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use fail::fail_point;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use vp_cluster::{
@@ -99,9 +100,11 @@ impl Control {
             let state = self.leader.state();
             self.remember(&state);
             let obs = self.leader.observations();
+            fail_point!("control::judge");
             let mut round = round::look(&state, &obs);
             looks += 1;
             // First the moves, then what is told of them: an event in between would take the ground from under the plan.
+            fail_point!("control::plan");
             let commands = std::mem::take(&mut round.commands);
             let over = commands.is_empty() || !self.carry_out(commands).await;
             self.note(&state, &obs, &round).await;
@@ -119,8 +122,10 @@ impl Control {
         for command in commands {
             if let Command::NodeLost { node, .. } = &command {
                 // Before it is proposed: from here on the session is never acknowledged again.
+                fail_point!("control::condemn");
                 self.leader.registry.condemn(node);
             }
+            fail_point!("control::propose_plan");
             accepted |= self.propose(command).await;
         }
         accepted

@@ -5,6 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use fail::fail_point;
 use tokio::sync::{Notify, watch};
 use vp_cluster::{ClusterState, Command, Observations, Rejection, Zone, observe::CoordinatorSeen};
 
@@ -72,7 +73,9 @@ impl Leader {
     pub async fn propose(&self, command: Command) -> Result<u64, CommandError> {
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
         let bytes = serde_json::to_vec(&Entry { unix_ms, command }).map_err(CommandError::Reply)?;
+        fail_point!("leader::propose");
         let applied = self.raft.propose(bytes).await?;
+        fail_point!("leader::proposed");
         let rejection: Option<Rejection> = serde_json::from_slice(&applied.reply).map_err(CommandError::Reply)?;
         match rejection {
             None => Ok(applied.index),

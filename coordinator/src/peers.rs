@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use fail::fail_point;
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use tokio::sync::mpsc;
@@ -90,6 +91,7 @@ impl Outbox for Outgoing {
     fn send(&mut self, message: Message) -> bool {
         let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
         let envelope = Envelope { cluster: self.cluster.clone(), from: self.id, to: message.to, message: message.encode_to_vec() };
+        fail_point!("peers::send", |_| false);
         // A dropped message is repeated by Raft.
         self.senders.get(&message.to).is_some_and(|sender| sender.try_send(Parcel { envelope, snapshot }).is_ok())
     }
@@ -109,6 +111,7 @@ impl Link {
         let Ok(endpoint) = endpoint else { return };
         let mut backoff = BACKOFF_MIN;
         loop {
+            fail_point!("peers::connect");
             match endpoint.connect().await {
                 Ok(channel) => {
                     tracing::info!(peer = self.peer, "peer connected");
@@ -149,6 +152,7 @@ impl Link {
 
     /// Sends until the connection breaks (true) or the raft thread has ended (false).
     async fn stream(&mut self, client: PeersClient<tonic::transport::Channel>, raft: &RaftHandle) -> bool {
+        fail_point!("peers::stream", |_| true);
         let mut client = client.max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (stream, envelopes) = mpsc::channel(16);
         let call = client.send(ReceiverStream::new(envelopes));
@@ -222,6 +226,7 @@ impl Peers for PeersApi {
             let message = self.check(&envelope).inspect_err(|status| {
                 tracing::warn!(from = envelope.from, cluster = envelope.cluster, reason = status.message(), "peer envelope refused");
             })?;
+            fail_point!("peers::step");
             if !self.raft.step(message) {
                 return Err(Status::unavailable("this coordinator is stopping"));
             }

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fail::fail_point;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -86,6 +87,7 @@ impl Processes {
                 }
             }
         }
+        fail_point!("supervisor::adopted");
         processes.kill_strays();
         Ok(processes)
     }
@@ -175,6 +177,7 @@ fn guarded(unit: &Unit) -> (String, Vec<String>) {
 
 impl Supervisor for Processes {
     fn start(&mut self, unit: &Unit) -> Result<(), SupervisorError> {
+        fail_point!("supervisor::start");
         let (program, arguments) = guarded(unit);
         let _ = rotate(&unit.log_file);
         let log = open_log(&unit.log_file).map_err(FileError::of("open", &unit.log_file))?;
@@ -194,6 +197,7 @@ impl Supervisor for Processes {
             });
         }
         let child = command.spawn().map_err(|source| SupervisorError::Spawn { program, source })?;
+        fail_point!("supervisor::spawned");
         let pid = child.id() as i32;
         if unit.deadline.is_none() {
             let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "200");
@@ -202,6 +206,7 @@ impl Supervisor for Processes {
         let boot = self.boot.clone();
         let record = Record { generation: unit.generation, pid, start, boot, started: Instant::now().0, log_file: unit.log_file.clone() };
         let recorded = self.record(&unit.slot, &record);
+        fail_point!("supervisor::recorded");
         self.watch(&unit.slot, record);
         if let Err(error) = recorded {
             // Unrecorded it would run twice after a restart.

@@ -8,6 +8,7 @@
 
 use std::{collections::BTreeMap, pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
+use fail::fail_point;
 use futures::Stream;
 use tokio::{
     sync::{broadcast, mpsc},
@@ -57,9 +58,11 @@ impl Agents for AgentsApi {
             Ok(Ok(_)) => return Err(Status::invalid_argument("the first message must be a hello")),
             Err(_) => return Err(Status::deadline_exceeded("no hello within 5 s")),
         };
+        fail_point!("agents::hello");
         let node = NodeId(hello.instance_id.clone());
         let instance = self.admit(&hello).await?;
         let session = self.register(&node, &hello, &instance).await?;
+        fail_point!("agents::registered");
         let Some(seat) = self.leader.registry.open(&node, session) else {
             return Err(Status::permission_denied("this session has been declared lost: the instance will be replaced"));
         };
@@ -193,6 +196,7 @@ impl Conversation {
             pairs.push((slot.clone(), Generation(report.generation)));
             reports.insert(slot, report);
         }
+        fail_point!("agents::heartbeat");
         match self.leader.registry.heard(&self.node, self.stream, reports, heartbeat.measures) {
             Heard::Replaced => return false,
             Heard::Changed => self.leader.wake.notify_one(),
@@ -202,6 +206,7 @@ impl Conversation {
         if self.leader.raft.read_index().await.is_err() || !self.leader.registry.acknowledge(&self.node, self.stream) {
             return self.leader.leads();
         }
+        fail_point!("agents::confirmed");
         let state = self.leader.state();
         let live =
             state.nodes.get(&self.node).is_some_and(|node| node.session == self.session && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining));
@@ -215,10 +220,12 @@ impl Conversation {
             .iter()
             .filter(|pair| granted(pair))
             .map(|(slot, generation)| v1::SlotGeneration { slot: Some(crate::desired::slot_ref(slot)), generation: generation.0 });
+        fail_point!("agents::acknowledge");
         self.say(coordinator_message::Body::Ack(v1::Ack { sequence: heartbeat.sequence, renewed: renewed.collect() }))
     }
 
     async fn released(&self, released: v1::Released) -> bool {
+        fail_point!("agents::released", |_| true);
         let Some(pair) = released.slot else { return false };
         let Some(slot) = pair.slot.as_ref().and_then(|slot| SlotId::from_str(&slot.to_string()).ok()) else { return false };
         let generation = Generation(pair.generation);

@@ -1,6 +1,7 @@
 //! One Raft member as a plain struct over a store, a machine and an outbox: no thread, no clock, no network, so that the
 //! simulator drives the very same code. Left out: proposals' callers and reads (`task`), transport (`peers`).
 
+use fail::fail_point;
 use prost_raft::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata};
 use raft::{RawNode, ReadState, SnapshotStatus, StateRole};
@@ -206,28 +207,35 @@ impl<S: Store, M: Machine> Node<S, M> {
     pub fn drive(&mut self, outbox: &mut impl Outbox) -> Result<Progress, NodeError> {
         let mut progress = Progress::default();
         while self.raw.has_ready() {
+            fail_point!("node::ready");
             let mut ready = self.raw.ready();
             for message in ready.take_messages() {
                 self.dispatch(outbox, message);
             }
+            fail_point!("node::sent");
             if !ready.snapshot().is_empty() {
                 let snapshot = ready.snapshot().clone();
                 self.install(&snapshot)?;
                 progress.restored = true;
             }
             progress.reads.append(&mut ready.take_read_states());
+            fail_point!("node::persist");
             self.raw.mut_store().append(ready.entries(), ready.hs(), ready.must_sync())?;
+            fail_point!("node::persisted");
             for message in ready.take_persisted_messages() {
                 self.dispatch(outbox, message);
             }
+            fail_point!("node::promised");
             let committed = ready.take_committed_entries();
             self.apply(committed, &mut progress)?;
+            fail_point!("node::advance");
             let mut light = self.raw.advance(ready);
             for message in light.take_messages() {
                 self.dispatch(outbox, message);
             }
             let committed = light.take_committed_entries();
             self.apply(committed, &mut progress)?;
+            fail_point!("node::applied");
             self.raw.advance_apply();
             self.housekeeping()?;
         }
@@ -244,6 +252,7 @@ impl<S: Store, M: Machine> Node<S, M> {
     }
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), NodeError> {
+        fail_point!("node::install");
         self.machine.restore(&snapshot.data).map_err(|error| NodeError::Restore(Box::new(error)))?;
         self.raw.mut_store().install(snapshot)?;
         let index = snapshot.get_metadata().index;
@@ -304,6 +313,7 @@ impl<S: Store, M: Machine> Node<S, M> {
         if self.applied >= self.snapshot_index + self.options.snapshot_every {
             // Whatever becomes of it, the next attempt is a full interval away.
             self.snapshot_index = self.applied;
+            fail_point!("node::snapshot");
             let applied = self.state()?;
             if applied.state.len() > MAX_SNAPSHOT_BYTES {
                 tracing::error!(bytes = applied.state.len(), limit = MAX_SNAPSHOT_BYTES, "state too large for a snapshot, log not compacted");

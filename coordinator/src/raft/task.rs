@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use fail::fail_point;
 use raft::eraftpb::Message;
 use raft::{SnapshotStatus, StateRole};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -306,6 +307,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                 self.node.raw().report_snapshot(peer, if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
             }
             if Instant::now() >= next_tick {
+                fail_point!("task::tick");
                 self.node.raw().tick();
                 // Ticks missed while this process stood still say nothing about the others.
                 next_tick = Instant::now() + tick;
@@ -327,6 +329,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                     let _ = reply.send(Err(ProposeError::NotLeader { hint }));
                     return true;
                 }
+                fail_point!("task::propose");
                 match self.node.propose(command) {
                     Ok((index, term)) => {
                         self.proposals.insert(index, (term, reply));
@@ -340,6 +343,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                 let _ = reply.send(Err(ReadError::NotLeader { hint }));
             }
             Request::Step(message) => {
+                fail_point!("task::step");
                 if let Err(error) = self.node.raw().step(message) {
                     tracing::debug!(%error, "peer message refused");
                 }
@@ -380,6 +384,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             self.rounds_term = term;
         }
         if !self.waiting.is_empty() && self.rounds.is_empty() && self.node.may_read() {
+            fail_point!("task::read_round");
             self.round += 1;
             self.node.raw().read_index(self.round.to_le_bytes().to_vec());
             self.rounds.insert(self.round, std::mem::take(&mut self.waiting));
@@ -395,6 +400,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     }
 
     fn answer(&mut self, progress: Progress) {
+        fail_point!("task::answer");
         for (index, term, reply) in progress.replies {
             if let Some((proposed, caller)) = self.proposals.remove(&index) {
                 let answer = if proposed == term { Ok(Applied { index, reply }) } else { Err(ProposeError::UnknownOutcome) };
@@ -448,6 +454,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
         let status = Status { established: status.established || was, ..status };
         let leading = status.leads().then_some(status.term);
         if leading != self.leading {
+            fail_point!("task::leadership");
             if let Some(term) = self.leading {
                 tracing::info!(term, "leadership ended");
                 let _ = self.events.send(LeadershipEvent::Ended { term });

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use fail::fail_point;
 use prost_raft::Message as _;
 use raft::eraftpb::ConfState;
 
@@ -74,7 +75,9 @@ impl AppliedCache {
         bytes.extend_from_slice(&applied.state);
         let crc = crc32fast::hash(&bytes[4..]);
         bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        fail_point!("applied::insert");
         self.db.insert(KEY, bytes)?;
+        fail_point!("applied::flush");
         self.db.flush()?;
         Ok(())
     }

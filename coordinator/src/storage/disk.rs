@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use fail::fail_point;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage};
 
@@ -105,6 +106,7 @@ impl Store for DiskStore {
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), StorageError> {
         let metadata = snapshot.get_metadata();
         snapshot::write(&self.directory, &Stored { snapshot: snapshot.clone(), received: true })?;
+        fail_point!("disk::snapshot_received");
         self.log.reset(metadata.index, metadata.term)?;
         self.conf = metadata.get_conf_state().clone();
         self.snapshot_index = metadata.index;
@@ -116,10 +118,12 @@ impl Store for DiskStore {
         snapshot::write(&self.directory, &Stored { snapshot: snapshot.clone(), received: false })?;
         self.snapshot_index = metadata.index;
         self.save_applied(&Applied { index: metadata.index, term: metadata.term, conf: metadata.get_conf_state().clone(), state: snapshot.data.clone() })?;
+        fail_point!("disk::snapshot_saved");
         self.log.compact(compact_to.min(metadata.index))
     }
 
     fn save_applied(&mut self, applied: &Applied) -> Result<(), StorageError> {
+        fail_point!("disk::save_applied");
         self.conf = applied.conf.clone();
         self.cache.save(applied)
     }
@@ -145,6 +149,7 @@ impl Store for DiskStore {
         }
         let mut snapshot = Snapshot { data: initial.to_vec(), ..Default::default() };
         snapshot.set_metadata(SnapshotMetadata { conf_state: Some(conf.clone()), index: 1, term: 1 });
+        fail_point!("disk::bootstrap");
         self.install(&snapshot)?;
         Ok(true)
     }

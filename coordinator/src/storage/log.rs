@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use fail::fail_point;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use prost_raft::Message as _;
 use raft::eraftpb::{Entry, HardState};
@@ -120,6 +121,7 @@ impl Log {
     }
 
     fn replay(&mut self, numbers: Vec<(u64, PathBuf)>) -> Result<(), StorageError> {
+        fail_point!("log::replay");
         let mut replay = Replay::default();
         let count = numbers.len();
         for (position, (number, path)) in numbers.into_iter().enumerate() {
@@ -201,6 +203,7 @@ impl Log {
 
     /// Begins the next segment with room for a frame of `needed` bytes; visible only when whole.
     fn roll(&mut self, needed: usize) -> Result<(), StorageError> {
+        fail_point!("log::roll", |_| Err(StorageError::io("create", &self.directory, std::io::Error::other("fail point"))));
         let number = self.segments.back().map_or(1, |segment| segment.number + 1);
         let path = self.directory.join(format!("{number:016}.seg"));
         let temporary = path.with_extension("tmp");
@@ -220,7 +223,9 @@ impl Log {
         preallocate(&file, &temporary, capacity)?;
         file.write_all_at(&first, 0).map_err(io("write"))?;
         file.sync_all().map_err(io("sync"))?;
+        fail_point!("log::roll_rename");
         fs::rename(&temporary, &path).map_err(io("rename"))?;
+        fail_point!("log::rolled");
         sync_directory(&self.directory)?;
         self.file = file;
         self.offset = first.len();
@@ -242,8 +247,11 @@ impl Log {
         }
         let bytes = frame.finish(self.sequence);
         let path = || self.segments.back().map_or_else(PathBuf::new, |s| s.path.clone());
+        fail_point!("log::write", |_| Err(StorageError::io("write", &self.directory, std::io::Error::other("fail point"))));
         self.file.write_all_at(&bytes, self.offset as u64).map_err(|source| StorageError::io("write", path(), source))?;
+        fail_point!("log::sync", |_| Err(StorageError::io("sync", &self.directory, std::io::Error::other("fail point"))));
         self.file.sync_data().map_err(|source| StorageError::io("sync", path(), source))?;
+        fail_point!("log::synced");
         self.offset += bytes.len();
         self.sequence += 1;
         self.poisoned = false;
@@ -284,6 +292,7 @@ impl Log {
             return Ok(());
         };
         let mut frame = FrameBuilder::default();
+        fail_point!("log::compact");
         frame.pair(Kind::Compact, index, term);
         self.write(frame)?;
         self.entries.drain(..(index - self.base.0) as usize);
@@ -300,6 +309,7 @@ impl Log {
             hard_state.vote = 0;
         }
         let mut frame = FrameBuilder::default();
+        fail_point!("log::reset");
         frame.pair(Kind::Reset, index, term).record(Kind::HardState, &hard_state.encode_to_vec());
         self.write(frame)?;
         self.entries.clear();
@@ -312,6 +322,7 @@ impl Log {
     }
 
     fn remove_segments(&mut self) -> Result<(), StorageError> {
+        fail_point!("log::remove_segments");
         let mut removed = false;
         while self.segments.len() > 1 && self.segments[0].last_index <= self.base.0 {
             if let Some(segment) = self.segments.pop_front() {
