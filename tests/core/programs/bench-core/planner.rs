@@ -63,7 +63,7 @@ fn cluster(nodes: u32, slots: u32) -> anyhow::Result<(ClusterState, Observations
         ("store".into(), role(Fencing::Quorum, false)),
         ("worker".into(), role(Fencing::Disposable, false)),
     ];
-    let mut commands = vec![Command::SetSpec { spec: Spec { roles: roles.into(), volume_wait_ms: 60_000 } }];
+    let mut commands = vec![Command::SetSpec { spec: Spec { roles: roles.into(), volume_wait_ms: 60_000, ..Spec::default() } }];
     let mut obs = Observations { now_ms: 100_000, lease_ms: 4000, ..Observations::default() };
     for number in 0..nodes {
         let node = format!("i-{number:017x}");
