@@ -36,7 +36,9 @@ pub struct Taken {
 
 pub async fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
     let name = format!("{} heartbeats a second over {} connections", arguments.agents, arguments.connections());
-    let row = |what: &str, unit, better, target| Row::new("A2", format!("{name}: {what}"), unit, better, target);
+    // Fewer agents than the targets speak of are held against none.
+    let full = arguments.agents >= 10_000;
+    let row = |what: &str, unit, better, target| Row::new("A2", format!("{name}: {what}"), unit, better, if full { target } else { Target::Shown });
     let mut rows = [
         row("acknowledged", "1/s", Better::Higher, Target::Shown),
         row("p50", "ms", Better::Lower, Target::Shown),
