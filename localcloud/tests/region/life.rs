@@ -5,7 +5,7 @@ use std::path::Path;
 use vp_localcloud::process;
 use vp_localcloud::region::{DownOptions, Progress, Region, RegionError, down};
 
-use crate::bed::{BOOT, Bed, options, sleepers, until};
+use crate::bed::{BOOT, Bed, options, sleepers};
 
 /// Processes that name the folder in their command line or environment.
 fn left(folder: &Path) -> Vec<i32> {
