@@ -283,7 +283,7 @@ fn process_a_video_goes_through_whatever_it_is_and_no_packet_leaves_the_machine(
 }
 
 fn scenarios() {
-    let region = Region::up("pipeline").unwrap();
+    let region = Region::up("pipeline").expect("a region comes up");
     let mut scenarios = Scenarios::new();
     let (short, long) = (sample("clip-10s.mp4"), sample("clip-90s.mp4"));
     let (mut plain, mut disturbed) = (None, None);
