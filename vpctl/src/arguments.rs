@@ -182,7 +182,7 @@ pub struct MoveArguments {
     /// Instance to move it to: id, its beginning, or address [default: the best one]
     #[arg(long, value_name = "NODE")]
     pub to: Option<String>,
-    /// Leave its volume behind, which binds it to a zone; the others of its role must have the data
+    /// Leave its volume behind; the others of its role must have the data
     #[arg(long)]
     pub empty_disk: bool,
     /// Take the wish back
