@@ -157,6 +157,7 @@ fn an_older_generation_and_an_older_set_are_refused_after_a_restart() {
     let sessions = bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst);
     bed.start_agent();
     bed.eventually("a session", || (bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst) > sessions).then_some(()));
+    bed.eventually("the older set is dropped", || std::fs::read_to_string(bed.path("agent.log")).ok().filter(|log| log.contains("older desired set dropped")));
     bed.reported("calm-1", Phase::Healthy);
     assert_eq!(bed.processes("calm-1", "while"), [before.pid]);
     // A newer set with an older generation: the newer one runs on, untouched.

@@ -35,6 +35,16 @@ impl Region {
         Ok(found)
     }
 
+    /// A service of the region itself, by its name in the region's record.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn service(&self, name: &str) -> anyhow::Result<Process> {
+        let record: serde_json::Value = serde_json::from_slice(&fs::read(self.state().join("region.json"))?)?;
+        let pid = record["services"][name]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(Process::of).ok_or_else(|| anyhow::anyhow!("no {name} runs"))
+    }
+
     /// The agent or coordinator (`program`) of an instance: the process that the boot program keeps running, not a guard it started.
     ///
     /// # Errors

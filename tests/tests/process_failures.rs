@@ -266,11 +266,14 @@ fn agent_stopped(region: &Region) -> anyhow::Result<()> {
     let holder = before.instance.clone().context("the stream has a holder")?;
     let family = region.slot_processes(&holder, "stream-1");
     ensure!(!family.is_empty(), "the stream has no process");
-    let agent = region.daemon(&holder, "vp-agent")?;
+    let (agent, keeper) = (region.daemon(&holder, "vp-agent")?, region.service("keeper")?);
     let since = Instant::now();
     agent.signal(Signal::SIGSTOP)?;
+    // Nobody takes the silent instance away meanwhile: only the lease's end can kill what runs there.
+    keeper.signal(Signal::SIGSTOP)?;
     // Its last acknowledged heartbeat was sent before now, so the lease ends before now + LEASE; killing takes a moment.
     let died = wait_until("the stream's processes are dead", LEASE + seconds(2), || Ok((!family.iter().any(|one| one.alive())).then(|| since.elapsed())));
+    keeper.signal(Signal::SIGCONT)?;
     let healed = region.wait_healed(&holder, since, HEALED);
     // It may be gone with its instance by now.
     let _ = agent.signal(Signal::SIGCONT);
