@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::state::{ClusterState, EVENT_RING};
+use crate::{
+    coordinators::{Coordinators, Standing},
+    requests::REMEMBERED,
+    state::{ClusterState, EVENT_RING},
+};
 
 /// The first broken rule, as a sentence.
 ///
@@ -44,6 +48,29 @@ pub fn check(state: &ClusterState) -> Result<(), String> {
     }
     if state.events.len() > EVENT_RING {
         return Err("the event ring has grown past its bound".to_owned());
+    }
+    if state.requests.len() > REMEMBERED {
+        return Err("the table of answered requests has grown past its bound".to_owned());
+    }
+    coordinators(&state.coordinators)
+}
+
+/// A slot has one voter, an id was given before it was used, and no two members that may act are one instance.
+fn coordinators(group: &Coordinators) -> Result<(), String> {
+    let mut voters = BTreeSet::new();
+    let mut instances = BTreeSet::new();
+    for (id, member) in &group.members {
+        if *id > group.last_member {
+            return Err(format!("coordinator member {id} is beyond the last id given, {}", group.last_member));
+        }
+        if member.standing == Standing::Voter && !voters.insert(member.slot) {
+            return Err(format!("coordinator {} has two voters", member.slot));
+        }
+        if let Some(instance) = member.instance.as_ref().filter(|_| !member.fenced)
+            && !instances.insert(instance)
+        {
+            return Err(format!("{instance} is two coordinator members"));
+        }
     }
     Ok(())
 }

@@ -24,19 +24,24 @@
 
 pub mod apply;
 pub mod command;
+pub mod coordinators;
 pub mod ensemble;
 pub mod gates;
 pub mod health;
 pub mod ids;
 pub mod invariant;
 pub mod liveness;
+pub mod membership;
 pub mod observe;
 pub mod planner;
 pub mod procedure;
+pub mod requests;
+pub mod restore;
 pub mod state;
+pub mod version;
 
 pub use apply::apply;
 pub use command::{Action, Command, Event, Plan, Rejection};
-pub use ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone};
+pub use ids::{Generation, MemberId, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone};
 pub use observe::Observations;
 pub use state::ClusterState;

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
     command::Event,
+    coordinators::Coordinators,
     ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
+    requests::Requests,
 };
 
 /// How many events the state keeps; older ones are dropped, first in first out.
@@ -157,11 +159,15 @@ pub struct Ensemble {
 pub struct ClusterState {
     /// The applied Raft index.
     pub revision: Revision,
+    /// The rules that `apply` obeys ([`crate::version`]).
+    pub apply_version: u32,
+    pub coordinators: Coordinators,
     pub spec: Spec,
     pub nodes: BTreeMap<NodeId, Node>,
     pub slots: BTreeMap<SlotId, Slot>,
     pub ensembles: BTreeMap<RoleName, Ensemble>,
     pub events: VecDeque<Event>,
+    pub requests: Requests,
 }
 
 impl ClusterState {
