@@ -6,11 +6,11 @@ use std::{
 };
 
 use tokio::sync::{Notify, watch};
-use vp_cluster::{ClusterState, Command, Observations, Rejection};
+use vp_cluster::{ClusterState, Command, MemberId, Observations, Rejection, requests::Answer};
 
 use crate::{
     machine::Entry,
-    raft::{ProposeError, RaftHandle},
+    raft::{ProposeError, RaftHandle, ReadError},
     registry::Registry,
     settings::Settings,
     world::World,
@@ -32,6 +32,10 @@ const JOINING_MS: u64 = 2000;
 
 pub struct Leader {
     pub settings: Settings,
+    /// Name and incarnation of the cluster, as peers say it to each other.
+    pub cluster_id: String,
+    /// Which member of the coordinators' group this is.
+    pub member: MemberId,
     pub raft: RaftHandle,
     pub state: watch::Receiver<Arc<ClusterState>>,
     pub registry: Registry,
@@ -61,17 +65,34 @@ impl Leader {
         obs
     }
 
+    /// A state at least as new as everything that was acknowledged before the call.
+    ///
+    /// # Errors
+    /// Not leader, too busy, stopping: nothing was read.
+    pub async fn current(&self) -> Result<Arc<ClusterState>, ReadError> {
+        self.raft.read_index().await?;
+        Ok(self.state())
+    }
+
     /// Proposes one command and waits until it is applied here. Returns the index it was applied at.
     ///
     /// # Errors
     /// Rejected by `apply`, not leader, or outcome unknown.
     pub async fn propose(&self, command: Command) -> Result<u64, CommandError> {
+        self.ask(None, command).await
+    }
+
+    /// As [`Leader::propose`], for a client that may ask again under the same id: applied once, and answered alike each time.
+    ///
+    /// # Errors
+    /// As [`Leader::propose`].
+    pub async fn ask(&self, request: Option<String>, command: Command) -> Result<u64, CommandError> {
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
-        let bytes = serde_json::to_vec(&Entry { unix_ms, command }).map_err(CommandError::Reply)?;
+        let bytes = serde_json::to_vec(&Entry { unix_ms, request, command }).map_err(CommandError::Reply)?;
         let applied = self.raft.propose(bytes).await?;
-        let rejection: Option<Rejection> = serde_json::from_slice(&applied.reply).map_err(CommandError::Reply)?;
-        match rejection {
-            None => Ok(applied.index),
+        let answer: Answer = serde_json::from_slice(&applied.reply).map_err(CommandError::Reply)?;
+        match answer.rejection {
+            None => Ok(answer.revision.0),
             Some(rejection) => Err(rejection.into()),
         }
     }

@@ -8,6 +8,7 @@ use std::{
 use vp_cluster::{
     NodeId, SlotId, VolumeId,
     observe::{EnsembleSeen, Instance, KafkaSeen, Observations, VolumeSeen},
+    planner::Gate,
 };
 
 #[derive(Default)]
@@ -25,8 +26,10 @@ pub struct Seen {
     /// How many nodes there were at the last look, and when that number last grew.
     pub nodes: usize,
     pub joined_ms: u64,
-    /// Which instance claimed each coordinator's identity.
-    pub coordinators: BTreeMap<u64, String>,
+    /// What the coordinators' group waits for.
+    pub coordinator_gates: Vec<Gate>,
+    /// A coordinator's new instance asks to join: its predecessor is looked up in EC2 at once.
+    pub coordinator_waits: bool,
 }
 
 impl World {

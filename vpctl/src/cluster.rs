@@ -14,7 +14,10 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use vp_proto::v1::operators_client::OperatorsClient;
-use vp_proto::v1::{Accepted, ClusterStatus, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation, PlanReport, PlanRequest, SlotRef, StatusRequest};
+use vp_proto::v1::{
+    Accepted, ClusterStatus, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation, PlanReport, PlanRequest, SaveSnapshotRequest, SavedSnapshot,
+    SlotRef, StatusRequest, WantCoordinatorsRequest, WantedCoordinator,
+};
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
 
 use crate::failure::Failure;
@@ -26,16 +29,25 @@ const SEARCH: Duration = Duration::from_secs(8);
 /// Between two rounds of asking.
 const ROUND: Duration = Duration::from_millis(250);
 
+/// Calls that change something.
+const CHANGES: [&str; 2] = ["drain", "coordinators"];
+
 /// The coordinators of one cluster, as operators see them.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     addresses: Vec<String>,
+    stale: bool,
 }
 
 impl Cluster {
     /// Addresses are `host:port`; at least one.
     pub fn new(addresses: Vec<String>) -> Self {
-        Self { addresses }
+        Self { addresses, stale: false }
+    }
+
+    /// Statuses are read from any member's copy.
+    pub fn stale(self, stale: bool) -> Self {
+        Self { stale, ..self }
     }
 
     fn tried(&self, reasons: &[String]) -> String {
@@ -44,12 +56,14 @@ impl Cluster {
 
     /// The cluster as its leader sees it; without one, as the newest coordinator that answers does.
     pub async fn status(&self) -> Result<ClusterStatus, Failure> {
-        let mut asked: FuturesUnordered<_> = self.addresses.iter().map(|a| ask_status(a)).collect();
+        let mut asked: FuturesUnordered<_> = self.addresses.iter().map(|a| ask_status(a, self.stale)).collect();
         let mut best: Option<ClusterStatus> = None;
         let mut hint = None;
         let mut reasons = Vec::new();
         while let Some((address, answer)) = asked.next().await {
             match answer {
+                // Whoever is first: its age is told.
+                Ok(status) if self.stale => return Ok(status),
                 Ok(status) => {
                     let leader = leader_address(&status);
                     if leader.as_deref() == Some(address) {
@@ -66,7 +80,7 @@ impl Cluster {
         }
         // A leader that is not among our addresses (they may be old) is asked too.
         if let Some(leader) = hint.filter(|leader| !self.addresses.contains(leader))
-            && let (_, Ok(status)) = ask_status(&leader).await
+            && let (_, Ok(status)) = ask_status(&leader, false).await
         {
             return Ok(status);
         }
@@ -93,8 +107,22 @@ impl Cluster {
 
     /// Drains a node, or takes a drain back.
     pub async fn drain(&self, instance_id: &str, undo: bool) -> Result<Accepted, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| client.drain(DrainRequest { instance_id: instance_id.to_owned(), undo }).await;
+        let request = DrainRequest { instance_id: instance_id.to_owned(), undo, request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.drain(request.clone()).await;
         self.at_leader("drain", call).await
+    }
+
+    /// Changes which coordinators are wanted.
+    pub async fn want_coordinators(&self, add: Vec<WantedCoordinator>, remove: Vec<u32>) -> Result<Accepted, Failure> {
+        let request = WantCoordinatorsRequest { add, remove, request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.want_coordinators(request.clone()).await;
+        self.at_leader("coordinators", call).await
+    }
+
+    /// The whole state as of now.
+    pub async fn save_snapshot(&self) -> Result<SavedSnapshot, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.save_snapshot(SaveSnapshotRequest {}).await;
+        self.at_leader("snapshot", call).await
     }
 
     async fn at_leader<T>(&self, what: &str, call: impl AsyncFn(OperatorsClient<Channel>) -> Result<tonic::Response<T>, Status>) -> Result<T, Failure> {
@@ -120,7 +148,7 @@ impl Cluster {
                     Ok(Err(status)) => status,
                     Err(_) => Status::deadline_exceeded("no answer in time"),
                 };
-                unanswered |= status.code() == Code::DeadlineExceeded;
+                unanswered |= matches!(status.code(), Code::DeadlineExceeded | Code::Unknown);
                 reasons.push(format!("{address}: {}", why(&status)));
                 if let Some(leader) = leader_hint(status.metadata()) {
                     answered = true;
@@ -139,17 +167,17 @@ impl Cluster {
             }
         }
         let tried = self.tried(&reasons);
-        if unanswered && what == "drain" {
+        if unanswered && CHANGES.contains(&what) {
             return Err(Failure::Unknown { what: format!("{what} ({tried})") });
         }
         Err(if answered { Failure::Leaderless { tried } } else { Failure::Unreachable { tried } })
     }
 }
 
-async fn ask_status(address: &str) -> (&str, Result<ClusterStatus, Status>) {
+async fn ask_status(address: &str, stale: bool) -> (&str, Result<ClusterStatus, Status>) {
     let ask = async {
         let mut client = connect(address).await?;
-        Ok(client.status(StatusRequest {}).await?.into_inner())
+        Ok(client.status(StatusRequest { stale }).await?.into_inner())
     };
     let answer = tokio::time::timeout(CALL, ask).await;
     (address, answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))))
@@ -171,6 +199,11 @@ pub fn leader_address(status: &ClusterStatus) -> Option<String> {
     let leader = status.coordinators.iter().find(|c| c.leader || (status.leader_id != 0 && c.id == status.leader_id))?;
     let address = leader.address.as_str();
     Some(if address.contains(':') { address.to_owned() } else { format!("{address}:{}", vp_proto::COORDINATOR_PORT) })
+}
+
+/// One for all tries of one call: asked twice, it is applied once.
+fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 fn leader_hint(metadata: &MetadataMap) -> Option<String> {

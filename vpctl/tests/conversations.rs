@@ -66,6 +66,19 @@ impl Operators for Scripted {
         self.led(format!("drain {} {}", request.instance_id, request.undo))?;
         Ok(Response::new(Accepted { revision: 12, note: String::new() }))
     }
+
+    async fn want_coordinators(&self, request: Request<WantCoordinatorsRequest>) -> Result<Response<Accepted>, Status> {
+        let request = request.into_inner();
+        let added: Vec<u32> = request.add.iter().map(|one| one.id).collect();
+        self.led(format!("coordinators {added:?} {:?}", request.remove))?;
+        Ok(Response::new(Accepted { revision: 13, note: "5 coordinators wanted".into() }))
+    }
+
+    async fn save_snapshot(&self, _: Request<SaveSnapshotRequest>) -> Result<Response<SavedSnapshot>, Status> {
+        self.led("snapshot".to_owned())?;
+        let state = br#"{"apply_version":1,"coordinators":{"slots":{"1":{}}},"nodes":{},"slots":{"kafka-1":{}}}"#.to_vec();
+        Ok(Response::new(SavedSnapshot { cluster: "dev".into(), cluster_id: "dev#1".into(), index: 9, term: 2, state }))
+    }
 }
 
 async fn serve(coordinator: Scripted) -> String {
