@@ -9,10 +9,12 @@ use tokio::sync::{Notify, watch};
 use vp_cluster::{ClusterState, Command, Observations, Rejection};
 
 use crate::{
+    certificates::Certificates,
     machine::Entry,
     raft::{ProposeError, RaftHandle},
     registry::Registry,
     settings::Settings,
+    trust::Trust,
     world::World,
 };
 
@@ -32,6 +34,8 @@ const JOINING_MS: u64 = 2000;
 
 pub struct Leader {
     pub settings: Settings,
+    pub trust: Arc<Trust>,
+    pub certificates: Certificates,
     pub raft: RaftHandle,
     pub state: watch::Receiver<Arc<ClusterState>>,
     pub registry: Registry,

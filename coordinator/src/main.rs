@@ -9,13 +9,19 @@ use tokio::{
     signal::unix::SignalKind,
     sync::{Notify, watch},
 };
-use tonic::transport::Server;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 use vp_cloud::{Endpoints, Session, autoscaling::Groups, ec2::Compute, s3::ObjectStore};
 use vp_coordinator::{
-    api::{agents::AgentsApi, operators::OperatorsApi},
+    api::{
+        admission::Admission,
+        agents::AgentsApi,
+        enrolment::EnrolmentApi,
+        limits::{self, bounded},
+        operators::OperatorsApi,
+    },
     bootstrap,
+    certificates::Certificates,
     cloud_watch::CloudWatch,
     control::{Control, Findings},
     identity::Verifier,
@@ -25,12 +31,13 @@ use vp_coordinator::{
     registry::Registry,
     settings::Settings,
     state_hash, storage,
+    trust::Trust,
     world::World,
     zookeeper::{Administrator, ZooKeeper},
 };
 use vp_proto::{
-    COORDINATOR_PORT, MAX_MESSAGE_BYTES,
-    v1::{agents_server::AgentsServer, operators_server::OperatorsServer},
+    COORDINATOR_PORT, ENROLMENT_PORT,
+    v1::{agents_server::AgentsServer, enrolment_server::EnrolmentServer, operators_server::OperatorsServer},
 };
 
 /// A member of the replicated coordinator group. Everything it needs comes from instance metadata and user data.
@@ -46,6 +53,7 @@ async fn main() -> anyhow::Result<()> {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         bail!("a crypto provider is installed already");
     }
+    limits::raise_descriptors();
     let settings = Settings::load().await?;
     let aws = &settings.user_data.aws;
     let session = Session::load(Endpoints {
@@ -58,6 +66,7 @@ async fn main() -> anyhow::Result<()> {
     let store = ObjectStore::new(&session);
     let compute = Compute::new(session.shared());
     bootstrap::claim(&store, &settings).await.context("this coordinator does not serve")?;
+    let trust = Arc::new(Trust::load(&store, &settings).await?);
     let administrator = loop {
         match Administrator::load(&store, &settings.user_data.buckets.cluster).await {
             Ok(administrator) => break administrator,
@@ -65,10 +74,17 @@ async fn main() -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
-    Box::pin(serve(settings, &session, store, compute, administrator)).await
+    Box::pin(serve(settings, trust, &session, store, compute, administrator)).await
 }
 
-async fn serve(settings: Settings, session: &Session, store: ObjectStore, compute: Compute, administrator: Administrator) -> anyhow::Result<()> {
+async fn serve(
+    settings: Settings,
+    trust: Arc<Trust>,
+    session: &Session,
+    store: ObjectStore,
+    compute: Compute,
+    administrator: Administrator,
+) -> anyhow::Result<()> {
     let data = &settings.user_data;
     let (machine, state, reached) = ClusterMachine::new();
     let state_hash = state_hash::latest(reached);
@@ -79,10 +95,12 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
     let disk = storage::StoreOptions { must_exist: true, ..storage::StoreOptions::default() };
     let config = raft::Config { id: settings.me.id, voters, ..raft::Config::default() };
     let node = raft::open(&settings.data, &identity, disk, config, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
-    let network = peers::Network::new(data.cluster.clone(), settings.me.id, settings.me.address.into(), addresses);
+    let network = peers::Network::new(data.cluster.clone(), settings.me.id, &trust, addresses);
     let (raft, raft_ended) = raft::start(node, network.outgoing());
 
-    let address = SocketAddr::from((settings.me.address, COORDINATOR_PORT));
+    // Both doors first: a port that is taken is told before anything else is started.
+    let members = trust.members(COORDINATOR_PORT, limits::MEMBERS).context("opening the members' port")?;
+    let strangers = trust.enrolment(ENROLMENT_PORT, limits::ENROLMENT).context("opening the enrolment port")?;
     let verifier = Verifier {
         public_key: STANDARD.decode(data.identity_public_key.trim()).context("identity_public_key in the user data is not base64")?,
         cluster: data.cluster.clone(),
@@ -90,26 +108,36 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
         group: data.group.clone(),
         compute: compute.clone(),
     };
-    let leader = Arc::new(Leader { settings, raft: raft.clone(), state, registry: Registry::default(), world: World::default(), wake: Notify::new() });
+    let leader = Arc::new(Leader {
+        settings,
+        trust,
+        certificates: Certificates::default(),
+        raft: raft.clone(),
+        state,
+        registry: Registry::default(),
+        world: World::default(),
+        wake: Notify::new(),
+    });
     let (findings, found) = watch::channel(Findings::default());
     let control = Control { leader: leader.clone(), zookeeper_digest: administrator.digest(), findings };
     let watch = CloudWatch { leader: leader.clone(), compute, groups: Groups::new(session.shared()), store };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
-    let agents = AgentsServer::new(AgentsApi { leader: leader.clone(), verifier }).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let enrolment = EnrolmentServer::new(EnrolmentApi::new(leader.clone(), verifier.clone())).max_decoding_message_size(limits::ENROLL_MESSAGE_BYTES);
+    let agents = AgentsServer::new(AgentsApi { leader: leader.clone(), verifier }).max_decoding_message_size(limits::AGENT_MESSAGE_BYTES);
     let agreement = state_hash::run(leader.clone(), state_hash.clone());
-    let operators = OperatorsServer::new(OperatorsApi { leader, findings: found }).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(1)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
-        .max_concurrent_streams(256)
+    let operators = OperatorsServer::new(OperatorsApi { leader, findings: found }).max_decoding_message_size(limits::OPERATOR_MESSAGE_BYTES);
+    let server = bounded()
+        .layer(Admission)
         .add_service(agents)
         .add_service(operators)
         .add_service(network.service(raft, state_hash.clone()))
-        .serve(address);
-    info!(%address, "coordinator serving");
+        .serve_with_incoming(members.incoming());
+    let enrolling = bounded().add_service(enrolment).serve_with_incoming(strangers.incoming());
+    info!(port = COORDINATOR_PORT, "coordinator serving");
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
     tokio::select! {
         ended = server => ended.context("the gRPC server ended")?,
+        ended = enrolling => ended.context("the enrolment server ended")?,
         ended = raft_ended => ended.context("the log's task ended")?,
         () = spawned(control.run()) => bail!("the control loop ended"),
         () = spawned(watch.run()) => bail!("the cloud watch ended"),

@@ -2,12 +2,12 @@
 //! the Peers service that checks every envelope before its message is stepped. Left out: what the messages mean (`raft`).
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prost_raft::Message as _;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{EntryType, Message, MessageType};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -16,10 +16,14 @@ use vp_proto::MAX_MESSAGE_BYTES;
 use vp_proto::v1::peers_client::PeersClient;
 use vp_proto::v1::peers_server::{Peers, PeersServer};
 use vp_proto::v1::{Envelope, IdentifyRequest, IdentifyResponse, SendSummary};
+use vp_trust::DialError;
 
 use crate::raft::{Outbox, RaftHandle};
+use crate::trust::Trust;
 
 const QUEUE: usize = 256;
+/// How far ahead of ours a peer's term may be: two elections a second for six days.
+const FURTHEST_TERM: u64 = 1_000_000;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -31,7 +35,7 @@ struct Parcel {
 struct Link {
     peer: u64,
     address: SocketAddr,
-    from: IpAddr,
+    trust: Arc<Trust>,
     parcels: mpsc::Receiver<Parcel>,
 }
 
@@ -52,13 +56,13 @@ pub struct Outgoing {
 }
 
 impl Network {
-    /// Member `id` at `own`, among `members` (itself may be listed). Connects to nobody before [`Network::service`].
-    pub fn new(cluster: String, id: u64, own: IpAddr, members: BTreeMap<u64, SocketAddr>) -> Network {
+    /// Member `id` under its own `trust`, among `members` (itself may be listed). Connects to nobody before [`Network::service`].
+    pub fn new(cluster: String, id: u64, trust: &Arc<Trust>, members: BTreeMap<u64, SocketAddr>) -> Network {
         let (mut senders, mut links) = (BTreeMap::new(), Vec::new());
         for (&peer, &address) in members.iter().filter(|(peer, _)| **peer != id) {
             let (sender, parcels) = mpsc::channel(QUEUE);
             senders.insert(peer, sender);
-            links.push(Link { peer, address, from: own, parcels });
+            links.push(Link { peer, address, trust: trust.clone(), parcels });
         }
         Network { cluster, id, members: members.into_keys().collect(), senders, links: Mutex::new(links) }
     }
@@ -91,19 +95,14 @@ impl Outbox for Outgoing {
 
 impl Link {
     async fn run(mut self, raft: RaftHandle) {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map(|endpoint| {
-            endpoint
-                .local_address(Some(self.from))
-                .connect_timeout(Duration::from_secs(1))
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_millis(500))
-                .keep_alive_timeout(Duration::from_secs(1))
-                .keep_alive_while_idle(true)
-        });
-        let Ok(endpoint) = endpoint else { return };
+        let endpoint = Endpoint::from_static("http://coordinator")
+            .http2_keep_alive_interval(Duration::from_millis(500))
+            .keep_alive_timeout(Duration::from_secs(1))
+            .keep_alive_while_idle(true);
+        let way = self.trust.way(self.address, Duration::from_secs(1));
         let mut backoff = BACKOFF_MIN;
         loop {
-            match endpoint.connect().await {
+            match vp_trust::dial(endpoint.clone(), &way).await {
                 Ok(channel) => {
                     tracing::info!(peer = self.peer, "peer connected");
                     backoff = BACKOFF_MIN;
@@ -112,7 +111,10 @@ impl Link {
                     }
                     tracing::info!(peer = self.peer, "peer disconnected");
                 }
-                Err(error) => tracing::debug!(peer = self.peer, %error, "peer not reachable"),
+                Err(error @ (DialError::Untrusted { .. } | DialError::Refused { .. })) => {
+                    tracing::warn!(peer = self.peer, error = &error as &dyn std::error::Error, "peer is not of this cluster");
+                }
+                Err(error) => tracing::debug!(peer = self.peer, error = &error as &dyn std::error::Error, "peer not reachable"),
             }
             raft.report_unreachable(self.peer);
             tokio::time::sleep(backoff).await;
@@ -160,6 +162,16 @@ impl Link {
     }
 }
 
+/// What the member at `address` says of itself; none when it does not answer in time.
+pub async fn identify(trust: &Trust, address: SocketAddr, cluster: &str, within: Duration) -> Option<IdentifyResponse> {
+    let way = trust.way(address, within);
+    let asked = async {
+        let channel = vp_trust::dial(Endpoint::from_static("http://coordinator"), &way).await.ok()?;
+        PeersClient::new(channel).identify(IdentifyRequest { cluster: cluster.to_owned() }).await.ok()
+    };
+    Some(tokio::time::timeout(within, asked).await.ok()??.into_inner())
+}
+
 /// The index applied last and the hash of the state it gave.
 pub type StateHash = Arc<dyn Fn() -> (u64, u64) + Send + Sync>;
 
@@ -172,18 +184,34 @@ pub struct PeersApi {
     state_hash: StateHash,
 }
 
+/// A message of the log, if that is what the bytes are. Protobuf lets any number stand for a kind, and the log's own getters panic on one they do not know:
+/// each kind is looked at here, before anything else looks.
+pub fn decode(bytes: &[u8]) -> Option<Message> {
+    let message = Message::decode(bytes).ok()?;
+    MessageType::from_i32(message.msg_type)?;
+    message.entries.iter().all(|entry| EntryType::from_i32(entry.entry_type).is_some()).then_some(message)
+}
+
 impl PeersApi {
     fn check(&self, envelope: &Envelope) -> Result<Message, Status> {
         if envelope.cluster != self.cluster || envelope.to != self.id {
             return Err(Status::permission_denied(format!("this is member {} of cluster {:?}", self.id, self.cluster)));
         }
-        let message = Message::decode(envelope.message.as_slice()).map_err(|_| Status::invalid_argument("not a raft message"))?;
+        let message = decode(&envelope.message).ok_or_else(|| Status::invalid_argument("not a raft message"))?;
         let member = envelope.from != self.id && self.members.contains(&envelope.from);
         if !member || message.from != envelope.from || message.to != self.id {
             return Err(Status::permission_denied("sender or receiver do not match the envelope"));
         }
+        // A term that far ahead takes days of elections: it is a lie, and believing it would use terms up.
+        if message.term.saturating_sub(self.raft.status().term) > FURTHEST_TERM {
+            return Err(Status::permission_denied(format!("term {} is beyond belief", message.term)));
+        }
         match message.get_msg_type() {
             MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => Err(Status::permission_denied("peers may not propose")),
+            // Said by a member to itself only.
+            MessageType::MsgHup | MessageType::MsgBeat | MessageType::MsgCheckQuorum | MessageType::MsgUnreachable | MessageType::MsgSnapStatus => {
+                Err(Status::permission_denied("a message that never travels"))
+            }
             _ => Ok(message),
         }
     }

@@ -8,16 +8,15 @@ use std::{
 };
 
 use futures::future::join_all;
-use tokio::{sync::watch, time::timeout};
-use tonic::transport::Endpoint;
+use tokio::sync::watch;
 use tracing::{error, warn};
 use vp_cluster::{ClusterState, Command};
-use vp_proto::{
-    COORDINATOR_PORT,
-    v1::{IdentifyRequest, peers_client::PeersClient},
-};
+use vp_proto::COORDINATOR_PORT;
 
-use crate::{leader::Leader, peers::StateHash};
+use crate::{
+    leader::Leader,
+    peers::{self, StateHash},
+};
 
 /// Time between two comparisons.
 const EVERY: Duration = Duration::from_secs(5);
@@ -81,7 +80,7 @@ pub async fn run(leader: Arc<Leader>, own: StateHash) {
         tokio::time::sleep(EVERY).await;
         let data = &leader.settings.user_data;
         let peers = data.coordinators.iter().filter(|peer| peer.id != leader.settings.me.id);
-        let asked = peers.map(|peer| identify(SocketAddr::from((peer.address, COORDINATOR_PORT)), &data.cluster));
+        let asked = peers.map(|peer| identify(&leader, SocketAddr::from((peer.address, COORDINATOR_PORT))));
         let before = own();
         let others: Vec<(u64, u64, u64)> = join_all(asked).await.into_iter().flatten().collect();
         match judge(before, &others, data.coordinators.len()) {
@@ -105,12 +104,8 @@ pub async fn run(leader: Arc<Leader>, own: StateHash) {
     }
 }
 
-async fn identify(address: SocketAddr, cluster: &str) -> Option<(u64, u64, u64)> {
-    let asked = async {
-        let channel = Endpoint::from_shared(format!("http://{address}")).ok()?.connect().await.ok()?;
-        PeersClient::new(channel).identify(IdentifyRequest { cluster: cluster.to_owned() }).await.ok()
-    };
-    let answer = timeout(WITHIN, asked).await.ok()??.into_inner();
+async fn identify(leader: &Leader, address: SocketAddr) -> Option<(u64, u64, u64)> {
+    let answer = peers::identify(&leader.trust, address, &leader.settings.user_data.cluster, WITHIN).await?;
     Some((answer.id, answer.applied, answer.state_hash))
 }
 

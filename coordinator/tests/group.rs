@@ -5,22 +5,37 @@ mod ledger;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use ledger::{Ledger, command, config, identity, until};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use tonic::Code;
+use tonic::transport::Endpoint;
+use vp_coordinator::api::admission::Admission;
+use vp_coordinator::api::limits::{MEMBERS, bounded};
 use vp_coordinator::peers::Network;
 use vp_coordinator::raft::{Config, Node, NodeError, Outbox, RaftHandle, open, start};
 use vp_coordinator::storage::{DiskStore, StoreOptions};
+use vp_coordinator::trust::Trust;
 use vp_proto::v1::{Envelope, peers_client::PeersClient};
+use vp_trust::{Authority, SealingKey};
 
 struct Member {
     handle: RaftHandle,
     ledger: Ledger,
     ended: tokio::task::JoinHandle<Result<(), NodeError>>,
     server: tokio::task::JoinHandle<()>,
+}
+
+/// The one root of the test's cluster, opened anew for each member.
+fn authority() -> Authority {
+    static SEALED: LazyLock<(Vec<u8>, SealingKey)> = LazyLock::new(|| {
+        let key = SealingKey::generate().unwrap();
+        (Authority::create("test").unwrap().seal(&key).unwrap(), key)
+    });
+    Authority::open("test", &SEALED.0, &SEALED.1, None).unwrap()
 }
 
 const VOTERS: [u64; 3] = [1, 2, 3];
@@ -35,11 +50,13 @@ fn member(root: &Path, id: u64, port: u16) -> Member {
     let settings = Config { tick: Duration::from_millis(50), ..config(id, &VOTERS) };
     let ledger = Ledger::default();
     let node = open(&root.join(id.to_string()), &identity(id), StoreOptions::default(), settings, ledger.clone()).unwrap();
-    let network = Network::new("test".to_owned(), id, own.ip(), members);
+    let trust = Arc::new(Trust::new(authority(), id, own.ip()).unwrap());
+    let door = trust.members(port, MEMBERS).unwrap();
+    let network = Network::new("test".to_owned(), id, &trust, members);
     let (handle, ended) = start(node, network.outgoing());
     let service = network.service(handle.clone(), std::sync::Arc::new(|| (7, 42)));
     let server = tokio::spawn(async move {
-        tonic::transport::Server::builder().add_service(service).serve(own).await.unwrap();
+        bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming()).await.unwrap();
     });
     Member { handle, ledger, ended: tokio::spawn(ended), server }
 }
@@ -101,8 +118,9 @@ async fn envelopes_of_another_cluster_sender_or_receiver_are_refused() {
     let one = member(dir.path(), 1, 7462);
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut client = loop {
-        match PeersClient::connect(format!("http://{}", address(1, 7462))).await {
-            Ok(client) => break client,
+        let another = Trust::new(authority(), 2, address(2, 7462).ip()).unwrap();
+        match vp_trust::dial(Endpoint::from_static("http://one"), &another.way(address(1, 7462), Duration::from_secs(1))).await {
+            Ok(channel) => break PeersClient::new(channel),
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         tokio::task::yield_now().await;

@@ -1,35 +1,39 @@
-//! The conversation with agents: a verified hello, then heartbeats in, acknowledgements and desired sets out.
+//! The conversation with agents: a hello under the newest certificate of its instance, then heartbeats in, acknowledgements and desired sets out.
+//! What an agent says is untrusted, certificate or not: it writes its own records only, so many at a time, each so long.
 //!
 //! ```text
-//! Hello -> identity (document, EC2) -> RegisterNode -> Welcome
+//! Hello -> certificate (newest?) -> known, or EC2 -> RegisterNode -> Welcome
 //! Heartbeat -> registry -> ReadIndex -> Ack of the pairs the state still grants
 //! Released -> SlotReleased
 //! ```
 
-use std::{collections::BTreeMap, pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, str::FromStr, sync::Arc};
 
 use futures::Stream;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
-use vp_cloud::ec2::Instance;
 use vp_cluster::{Command, Generation, NodeId, Session, SlotId, Zone, state::Lifecycle};
 use vp_proto::v1::{self, agent_message::Body, agents_server::Agents, coordinator_message};
+use vp_trust::Certificate;
 
-use super::not_leader;
+use super::{
+    instance,
+    limits::{self, Allowance},
+    not_leader,
+};
 use crate::{
-    identity::{Claim, Refusal, Verifier},
+    identity::{Refusal, Verifier},
     leader::{CommandError, Leader},
     registry::Seat,
 };
 
-/// A stream that has not said hello by then is closed.
-const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Answers waiting for one agent; an agent that does not read them is dropped.
 const OUTBOX: usize = 16;
-/// Slots one heartbeat may report: far above what a node can hold.
-const MOST_SLOTS: usize = 256;
 
 pub struct AgentsApi {
     pub leader: Arc<Leader>,
@@ -46,16 +50,19 @@ impl Agents for AgentsApi {
         if !self.leader.leads() {
             return Err(not_leader(&self.leader));
         }
+        let (node, certificate, serial) = instance(&request)?;
         let mut incoming = request.into_inner();
-        let hello = match timeout(HELLO_WITHIN, incoming.message()).await {
+        let hello = match timeout(limits::HELLO_WITHIN, incoming.message()).await {
             Ok(Ok(Some(v1::AgentMessage { body: Some(Body::Hello(hello)) }))) => hello,
             Ok(Err(status)) => return Err(status),
             Ok(Ok(_)) => return Err(Status::invalid_argument("the first message must be a hello")),
-            Err(_) => return Err(Status::deadline_exceeded("no hello within 5 s")),
+            Err(_) => return Err(Status::deadline_exceeded("no hello in time")),
         };
-        let node = NodeId(hello.instance_id.clone());
-        let instance = self.admit(&hello).await?;
-        let session = self.register(&node, &hello, &instance).await?;
+        self.is_its_own(&hello, &node, &certificate)?;
+        if !self.leader.certificates.admits(&node, serial) {
+            return Err(Status::unauthenticated(format!("a newer certificate than {serial} was issued to {node}: enrol again")));
+        }
+        let session = self.register(&node, &hello).await?;
         let Some(seat) = self.leader.registry.open(&node, session) else {
             return Err(Status::permission_denied("this session has been declared lost: the instance will be replaced"));
         };
@@ -64,7 +71,9 @@ impl Agents for AgentsApi {
         let welcome = v1::Welcome { session: session.0, lease_ms, heartbeat_ms: lease_ms / 4, term: self.leader.raft.status().term };
         let _ = outbox.try_send(Ok(answer(coordinator_message::Body::Welcome(welcome))));
         info!(node = %node, session = session.0, "agent session opened");
-        let conversation = Conversation { leader: self.leader.clone(), node, session, stream: seat.stream, outbox };
+        let since = Instant::now();
+        let allowance = Allowance::new(since.elapsed());
+        let conversation = Conversation { leader: self.leader.clone(), node, session, stream: seat.stream, outbox, since, allowance };
         self.leader.wake.notify_one();
         tokio::spawn(conversation.run(incoming, seat));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
@@ -72,40 +81,32 @@ impl Agents for AgentsApi {
 }
 
 impl AgentsApi {
-    /// Verified, or refused with a reason that is also an event.
-    async fn admit(&self, hello: &v1::Hello) -> Result<Instance, Status> {
-        let claim = Claim {
-            cluster: &hello.cluster,
-            instance_id: &hello.instance_id,
-            address: &hello.address,
-            document: &hello.identity_document,
-            signature: &hello.identity_signature,
-        };
-        match self.verifier.verify(&claim).await {
-            Ok(instance) => Ok(instance),
-            Err(later @ Refusal::Later(_)) => Err(Status::unavailable(later.to_string())),
-            Err(refusal) => {
-                let subject: String = hello.instance_id.chars().take(40).collect();
-                warn!(node = %subject, reason = %refusal, "join refused");
-                let known = self.leader.state();
-                let repeated = known.events.iter().rev().take(20).any(|event| event.kind == "join refused" && event.subject == subject);
-                if !repeated {
-                    let note = Command::Note { kind: "join refused".to_owned(), subject, detail: refusal.to_string() };
-                    let _ = self.leader.propose(note).await;
-                }
-                Err(Status::permission_denied(refusal.to_string()))
-            }
+    /// A certificate speaks for one instance at one address in one cluster.
+    fn is_its_own(&self, hello: &v1::Hello, node: &NodeId, certificate: &Certificate) -> Result<(), Status> {
+        let ours = &self.leader.settings.user_data.cluster;
+        if hello.cluster != *ours {
+            return Err(Status::permission_denied(Refusal::Cluster { given: clip(&hello.cluster, 40), ours: ours.clone() }.to_string()));
         }
+        let address = certificate.address.map(|address| address.to_string());
+        if hello.instance_id == node.0 && Some(&hello.address) == address.as_ref() {
+            return Ok(());
+        }
+        let (id, at) = (clip(&hello.instance_id, 40), clip(&hello.address, 40));
+        Err(Status::permission_denied(format!("the hello is of {id} at {at}, the certificate of {node} at {}", address.unwrap_or_default())))
     }
 
-    /// A node that is known and well keeps its session: an agent restart or a leader change writes nothing.
-    async fn register(&self, id: &NodeId, hello: &v1::Hello, instance: &Instance) -> Result<Session, Status> {
+    /// A node that is known and well keeps its session: an agent restart or a leader change writes nothing and asks nobody.
+    async fn register(&self, id: &NodeId, hello: &v1::Hello) -> Result<Session, Status> {
         if let Some(node) = self.leader.state().nodes.get(id) {
             let same = node.address == hello.address && node.agent_version == hello.agent_version;
             if same && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
                 return Ok(node.session);
             }
         }
+        let instance = self.verifier.look_up(&id.0, &hello.address).await.map_err(|refusal| match refusal {
+            Refusal::Later(_) => Status::unavailable(refusal.to_string()),
+            _ => Status::permission_denied(refusal.to_string()),
+        })?;
         let command = Command::RegisterNode {
             node: id.clone(),
             address: hello.address.clone(),
@@ -113,7 +114,7 @@ impl AgentsApi {
             instance_type: instance.kind.clone(),
             memory_mib: hello.memory_mib,
             cpu_millis: hello.cpu_millis,
-            agent_version: hello.agent_version.chars().take(40).collect(),
+            agent_version: clip(&hello.agent_version, 40),
         };
         match self.leader.propose(command).await {
             Ok(index) => Ok(Session(index)),
@@ -129,15 +130,21 @@ struct Conversation {
     session: Session,
     stream: u64,
     outbox: mpsc::Sender<Result<v1::CoordinatorMessage, Status>>,
+    since: Instant,
+    allowance: Allowance,
 }
 
 impl Conversation {
-    async fn run(self, mut incoming: Streaming<v1::AgentMessage>, mut seat: Seat) {
+    async fn run(mut self, mut incoming: Streaming<v1::AgentMessage>, mut seat: Seat) {
         let mut status = self.leader.raft.watch();
         loop {
             tokio::select! {
                 message = incoming.message() => {
                     let Ok(Some(message)) = message else { break };
+                    if !self.allowance.take(self.since.elapsed()) {
+                        let _ = self.outbox.try_send(Err(Status::resource_exhausted("more messages than an agent has to send")));
+                        break;
+                    }
                     if !self.take(message).await {
                         break;
                     }
@@ -175,8 +182,8 @@ impl Conversation {
     }
 
     async fn heartbeat(&self, heartbeat: v1::Heartbeat) -> bool {
-        if heartbeat.slots.len() > MOST_SLOTS {
-            let _ = self.outbox.try_send(Err(Status::invalid_argument(format!("more than {MOST_SLOTS} slots in one heartbeat"))));
+        if heartbeat.slots.len() > limits::SLOTS {
+            let _ = self.outbox.try_send(Err(Status::invalid_argument(format!("more than {} slots in one heartbeat", limits::SLOTS))));
             return false;
         }
         let mut reports = BTreeMap::new();
@@ -184,7 +191,7 @@ impl Conversation {
         for report in heartbeat.slots {
             let Some(slot) = report.slot.as_ref().and_then(|slot| SlotId::from_str(&slot.to_string()).ok()) else { continue };
             pairs.push((slot.clone(), Generation(report.generation)));
-            reports.insert(slot, report);
+            reports.insert(slot, bounded(report));
         }
         let before = self.leader.observations();
         if !self.leader.registry.heard(&self.node, self.stream, reports, heartbeat.measures) {
@@ -233,6 +240,19 @@ impl Conversation {
     fn say(&self, body: coordinator_message::Body) -> bool {
         self.outbox.try_send(Ok(answer(body))).is_ok()
     }
+}
+
+fn clip(text: &str, characters: usize) -> String {
+    text.chars().take(characters).collect()
+}
+
+/// A report's texts, no longer than they need be: they are kept, shown and compared.
+fn bounded(mut report: v1::SlotObservation) -> v1::SlotObservation {
+    report.message = clip(&report.message, limits::TEXT_CHARACTERS);
+    let facts = std::mem::take(&mut report.facts).into_iter().collect::<BTreeMap<_, _>>();
+    let short = |text: &str| clip(text, limits::FACT_CHARACTERS);
+    report.facts = facts.iter().take(limits::FACTS).map(|(name, value)| (short(name), short(value))).collect();
+    report
 }
 
 fn answer(body: coordinator_message::Body) -> v1::CoordinatorMessage {

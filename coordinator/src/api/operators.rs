@@ -1,11 +1,11 @@
 //! The conversation with people and their tools: status, plan, explain, events, drain.
 
-use std::{pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
 use futures::{Stream, future::join_all};
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, transport::Endpoint};
+use tonic::{Request, Response, Status};
 use vp_cluster::{
     ClusterState, Command, NodeId, Observations, SlotId,
     command::Event,
@@ -14,7 +14,7 @@ use vp_cluster::{
 };
 use vp_proto::{
     COORDINATOR_PORT,
-    v1::{self, operators_server::Operators, peers_client::PeersClient},
+    v1::{self, operators_server::Operators},
 };
 
 use super::not_leader;
@@ -22,6 +22,7 @@ use crate::{
     control::{Findings, lifecycle_name},
     desired::{fencing_name, slot_ref},
     leader::{CommandError, Leader},
+    peers,
     settings::Peer,
 };
 
@@ -162,13 +163,9 @@ impl OperatorsApi {
             status.instance_id.clone_from(&self.leader.settings.instance_id);
             return status;
         }
-        let cluster = self.leader.settings.user_data.cluster.clone();
-        let asked = async {
-            let channel = Endpoint::from_shared(format!("http://{}:{COORDINATOR_PORT}", peer.address)).ok()?.connect().await.ok()?;
-            PeersClient::new(channel).identify(v1::IdentifyRequest { cluster }).await.ok()
-        };
-        if let Ok(Some(answer)) = timeout(IDENTIFY_WITHIN, asked).await {
-            let answer = answer.into_inner();
+        let address = SocketAddr::from((peer.address, COORDINATOR_PORT));
+        let cluster = &self.leader.settings.user_data.cluster;
+        if let Some(answer) = peers::identify(&self.leader.trust, address, cluster, IDENTIFY_WITHIN).await {
             status.reachable = answer.id == peer.id;
             status.applied = answer.applied;
         }
