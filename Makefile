@@ -9,13 +9,14 @@ SETUP_FOR ?= demo
 TIERS ?= unit process
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs demo test lint bench clean clean-cache pins
+.PHONY: help setup build programs demo test lint fuzz bench clean clean-cache pins
 
 help: ## say what there is
 	@echo "vp: a self-healing cluster that processes videos, here on this one machine."
 	@echo
 	@echo "  make demo    the whole path once: a region comes up, a video goes through, an instance is killed, another takes over"
 	@echo "  make test    every test (TIERS='unit' for the quick ones)"
+	@echo "  make fuzz    ten million inputs for every parser of something from outside"
 	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
 	@echo
 	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint"
@@ -50,6 +51,10 @@ test: build ## every tier
 lint: SETUP_FOR := lint
 lint: setup ## no complaint is let through
 	@tests/lint/run
+
+fuzz: SETUP_FOR := test
+fuzz: setup ## ten million inputs for every parser, optimised and with all checks on (VP_FUZZ_INPUTS, VP_FUZZ_ONLY, VP_FUZZ_SEED)
+	@VP_FUZZ_INPUTS=$${VP_FUZZ_INPUTS:-10000000} cargo test --workspace --locked --quiet --profile fuzz --test fuzz -- --nocapture
 
 bench: SETUP_FOR := test
 bench: build ## measures, beside one plain ffmpeg
