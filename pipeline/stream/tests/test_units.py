@@ -5,9 +5,10 @@ import json
 import random
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
-from vpstream import fence, progress, scheduler, segments, settings
-from vpstream.errors import Fenced
+from vpstream import fence, objects, progress, scheduler, segments, settings
+from vpstream.errors import Fenced, Interrupted
 from vpstream.records import End, Malformed, Piece, Reference, decode
 
 JOB = "0123456789abcdef0123"
@@ -235,3 +236,28 @@ def test_settings_name_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         settings.parse([], {})
     assert ended.value.code == 2 and "--generation" in capsys.readouterr().err
+
+
+def test_a_client_made_while_there_were_no_credentials_is_made_anew(monkeypatch):
+    made = []
+
+    class Client:
+        def __init__(self, found):
+            self.found = found
+
+        def head_object(self, **_):
+            if not self.found:
+                raise NoCredentialsError()
+            return {"ContentLength": 7}
+
+    class Session:
+        def client(self, *_, **__):
+            made.append(Client(found=len(made) > 0))
+            return made[-1]
+
+    monkeypatch.setattr(objects, "_clients", {})
+    monkeypatch.setattr(objects.boto3.session, "Session", Session)
+    store = objects.Store("http://nowhere", "r", "results", "uploads", "cluster")
+    with pytest.raises(Interrupted):
+        store.size("key")
+    assert store.size("key") == 7 and len(made) == 2

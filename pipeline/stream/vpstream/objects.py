@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from .errors import Interrupted
 
@@ -51,6 +51,10 @@ class Store:
             if code in absent or status in absent:
                 return None
             raise Interrupted(f"s3 {name} {arguments.get('Key', '')}: {code}") from error
+        except NoCredentialsError as error:
+            # A client looks for credentials once, when it is made: one slow answer of the metadata service would leave it without any for ever.
+            _clients.pop((self.endpoint, self.region), None)
+            raise Interrupted(f"s3 {name} {arguments.get('Key', '')}: {error}") from error
         except BotoCoreError as error:
             raise Interrupted(f"s3 {name} {arguments.get('Key', '')}: {error}") from error
 
