@@ -139,10 +139,10 @@ impl Control {
         let names = |alarms: &[(RoleName, String)]| alarms.iter().map(|(role, _)| role.clone()).collect::<Vec<_>>();
         let (before, now) = (names(&was.alarms), names(&found.alarms));
         for (role, sentence) in found.alarms.iter().filter(|(role, _)| !before.contains(role)) {
-            self.say("alarm raised", role, sentence.clone()).await;
+            self.leader.note("alarm raised", role, sentence.clone()).await;
         }
         for role in before.iter().filter(|role| !now.contains(role)) {
-            self.say("alarm over", role, "enough are healthy again".to_owned()).await;
+            self.leader.note("alarm over", role, "enough are healthy again".to_owned()).await;
         }
     }
 
@@ -162,15 +162,11 @@ impl Control {
         match (was, brake) {
             (Brake::Open, Brake::Closed { silent, of, place }) => {
                 let detail = format!("{silent} of {of} nodes of {place} fell silent together: silence moves nothing there");
-                self.say("brake closed", "cluster", detail).await;
+                self.leader.note("brake closed", "cluster", detail).await;
             }
-            (Brake::Closed { .. }, Brake::Open) => self.say("brake open", "cluster", "silence is believed again".to_owned()).await,
+            (Brake::Closed { .. }, Brake::Open) => self.leader.note("brake open", "cluster", "silence is believed again".to_owned()).await,
             _ => {}
         }
-    }
-
-    async fn say(&self, kind: &str, subject: impl ToString, detail: String) {
-        self.propose(Command::Note { kind: kind.to_owned(), subject: subject.to_string(), detail }).await;
     }
 
     async fn propose(&self, command: Command) -> bool {

@@ -7,6 +7,7 @@ use std::{
 
 use fail::fail_point;
 use tokio::sync::{Notify, watch};
+use tracing::warn;
 use vp_cluster::{ClusterState, Command, Observations, Rejection, Zone, observe::CoordinatorSeen};
 
 use crate::{
@@ -80,6 +81,14 @@ impl Leader {
         match rejection {
             None => Ok(applied.index),
             Some(rejection) => Err(rejection.into()),
+        }
+    }
+
+    /// Records something people should know and that changes nothing. An event that could not be recorded is only logged: nothing waits for it.
+    pub async fn note(&self, kind: &str, subject: impl ToString, detail: String) {
+        let note = Command::Note { kind: kind.to_owned(), subject: subject.to_string(), detail };
+        if let Err(error) = self.propose(note).await {
+            warn!(kind, error = &error as &dyn std::error::Error, "event not recorded");
         }
     }
 }

@@ -10,8 +10,8 @@ use std::{
 use futures::future::join_all;
 use tokio::{sync::watch, time::timeout};
 use tonic::transport::Endpoint;
-use tracing::{error, warn};
-use vp_cluster::{ClusterState, Command};
+use tracing::error;
+use vp_cluster::ClusterState;
 use vp_proto::{
     COORDINATOR_PORT,
     v1::{IdentifyRequest, peers_client::PeersClient},
@@ -95,10 +95,7 @@ pub async fn run(leader: Arc<Leader>, own: StateHash) {
                 error!(index = before.0, ?members, "coordinators have different states at the same index");
                 if alarmed != members && leader.leads() {
                     let detail = format!("coordinators {members:?} differ from the leader at index {}", before.0);
-                    let alarm = Command::Note { kind: "state mismatch".to_owned(), subject: "coordinators".to_owned(), detail };
-                    if let Err(error) = leader.propose(alarm).await {
-                        warn!(%error, "event not recorded");
-                    }
+                    leader.note("state mismatch", "coordinators", detail).await;
                     alarmed = members;
                 }
             }
@@ -117,6 +114,8 @@ async fn identify(address: SocketAddr, cluster: &str) -> Option<(u64, u64, u64)>
 
 #[cfg(test)]
 mod tests {
+    use vp_cluster::Command;
+
     use super::*;
     use crate::{
         machine::{ClusterMachine, Entry},

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use vp_cloud::s3::{ObjectStore, StoreError};
 use vp_cluster::{
-    ClusterState, Command, RoleName,
+    ClusterState, RoleName,
     ensemble::{self, Reconfig},
     kafka,
     observe::EnsembleSeen,
@@ -147,7 +147,7 @@ impl ZooKeeper {
                 kafka_records::reassign(client, &step).await?;
                 info!(partitions = step.partitions.len(), "partitions reassigned");
                 let names: Vec<String> = step.partitions.iter().map(|((topic, number), replicas)| format!("{topic}-{number} to {replicas:?}")).collect();
-                self.say("partitions reassigned", "kafka", names.join(", ")).await;
+                self.leader.note("partitions reassigned", "kafka", names.join(", ")).await;
             }
             None if !reassigning => kafka_records::lift_throttle(client, &throttled).await?,
             None => {}
@@ -181,17 +181,10 @@ impl ZooKeeper {
                 info!(slot = %change.slot, added = ?change.add, removed = ?change.remove, "ensemble reconfigured");
                 let added = change.add.iter().map(|(member, address)| format!("member {member} at {address}"));
                 let removed = change.remove.iter().map(|member| format!("member {member} removed"));
-                self.say("ensemble reconfigured", &change.slot.to_string(), added.chain(removed).collect::<Vec<_>>().join(", ")).await;
+                self.leader.note("ensemble reconfigured", &change.slot, added.chain(removed).collect::<Vec<_>>().join(", ")).await;
             }
             // NewConfigNoQuorum: not in sync yet; BadVersion: decided on an old list. Both are looked at again next round.
             Err(error) => warn!(slot = %change.slot, %error, "reconfig refused; looked at again"),
-        }
-    }
-
-    async fn say(&self, kind: &str, subject: &str, detail: String) {
-        let note = Command::Note { kind: kind.to_owned(), subject: subject.to_owned(), detail };
-        if let Err(error) = self.leader.propose(note).await {
-            warn!(%error, "event not recorded");
         }
     }
 }

@@ -19,19 +19,11 @@ use crate::{
 pub struct Round {
     /// All of one kind: verdicts, or facts, or one plan.
     pub commands: Vec<Command>,
+    /// The moves called for on this state, also when verdicts or facts are to be proposed before them.
+    pub plan: Plan,
     pub brake: Brake,
     /// Everything wanted that is not done.
     pub gates: Vec<Gate>,
-}
-
-impl Round {
-    /// The moves that this round proposes, for people.
-    pub fn plan(&self) -> Option<&Plan> {
-        self.commands.iter().find_map(|command| match command {
-            Command::Plan(plan) => Some(plan),
-            _ => None,
-        })
-    }
 }
 
 /// Looks once. Nothing to propose: the cluster is as far as it can be brought now.
@@ -45,12 +37,12 @@ pub fn look(state: &ClusterState, obs: &Observations) -> Round {
     gates.extend(state.slots.keys().filter(|id| !started(state, obs, id)).filter_map(|id| gates::start(state, obs, id)));
     gates.sort();
     gates.dedup();
-    let commands = [judged.verdicts, facts(state, obs), plan_command(plan)].into_iter().find(|commands| !commands.is_empty());
-    Round { commands: commands.unwrap_or_default(), brake: judged.brake, gates }
+    let commands = [judged.verdicts, facts(state, obs), plan_command(&plan)].into_iter().find(|commands| !commands.is_empty());
+    Round { commands: commands.unwrap_or_default(), plan, brake: judged.brake, gates }
 }
 
-fn plan_command(plan: Plan) -> Vec<Command> {
-    if plan.actions.is_empty() { Vec::new() } else { vec![Command::Plan(plan)] }
+fn plan_command(plan: &Plan) -> Vec<Command> {
+    if plan.actions.is_empty() { Vec::new() } else { vec![Command::Plan(plan.clone())] }
 }
 
 fn started(state: &ClusterState, obs: &Observations, id: &SlotId) -> bool {

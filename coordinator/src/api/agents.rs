@@ -97,8 +97,7 @@ impl AgentsApi {
                 let known = self.leader.state();
                 let repeated = known.events.iter().rev().take(20).any(|event| event.kind == "join refused" && event.subject == subject);
                 if !repeated {
-                    let note = Command::Note { kind: "join refused".to_owned(), subject, detail: refusal.to_string() };
-                    let _ = self.leader.propose(note).await;
+                    self.leader.note("join refused", subject, refusal.to_string()).await;
                 }
                 Err(Status::permission_denied(refusal.to_string()))
             }

@@ -11,6 +11,7 @@ use vp_cluster::{
     command::Event,
     health::{self, Coordinators, Health},
     liveness::BRAKE_OPENS,
+    round::{self, Round},
     state::{Lifecycle, Slot},
 };
 use vp_proto::{
@@ -81,9 +82,7 @@ impl Operators for OperatorsApi {
 
     async fn plan(&self, _: Request<v1::PlanRequest>) -> Result<Response<v1::PlanReport>, Status> {
         self.must_lead()?;
-        let (state, obs) = (self.leader.state(), self.leader.observations());
-        let (plan, _) = vp_cluster::planner::plan(&state, &obs);
-        let gates = vp_cluster::round::look(&state, &obs).gates;
+        let Round { plan, gates, .. } = round::look(&self.leader.state(), &self.leader.observations());
         Ok(Response::new(v1::PlanReport {
             revision: plan.based_on.0,
             actions: plan.actions.iter().map(ToString::to_string).collect(),
