@@ -42,6 +42,7 @@ pub mod ids;
 pub mod invariant;
 pub mod kafka;
 pub mod liveness;
+pub mod mutants;
 pub mod observe;
 pub mod planner;
 pub mod procedure;
