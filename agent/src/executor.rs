@@ -12,7 +12,7 @@ use crate::catalogue::{Catalogue, Fencing, Role};
 use crate::clock::Instant;
 use crate::durable::{FileError, make_folder, replace_volatile};
 use crate::generations::{Generations, GenerationsError};
-use crate::observations::{Facts, observation};
+use crate::observations::{Claim, Facts, claim, observation};
 use crate::probes::{Probe, ProbeError, Watch};
 use crate::reconcile::{Action, Observed, Process, Step, Waiting};
 use crate::render::{Context, RenderError, Renderer, SlotContext};
@@ -231,7 +231,7 @@ impl<S: Supervisor> Executor<S> {
             let assignment = wanted.assignments.get(slot);
             let known = self.generations.known(slot);
             let generation = assignment.map_or(known.accepted, |a| a.generation);
-            let released = assignment.is_some_and(|a| a.stop && known.released >= a.generation);
+            let released = matches!(assignment.and_then(|a| claim(a, known)), Some(Claim::GivenBack { .. }));
             let role = self.catalogue.get(slot.role());
             let status = self.supervisor.status(slot);
             let facts = Facts {
@@ -246,15 +246,15 @@ impl<S: Supervisor> Executor<S> {
                 start_timeout: role.map_or(Duration::ZERO, |role| Duration::from_millis(role.start_timeout_ms)),
             };
             let said = observation(&facts, now);
-            if let Some(assignment) = assignment {
-                if released {
-                    report.released.push(slot.at(assignment.generation));
-                } else if assignment.generation >= known.accepted && assignment.generation > known.released {
+            match assignment.and_then(|assignment| claim(assignment, known)) {
+                Some(Claim::GivenBack { generation }) => report.released.push(slot.at(generation)),
+                Some(Claim::Holds) => {
                     report.pairs.insert((slot.clone(), said.generation));
-                    if assignment.fencing == Fencing::Exclusive && status.pid != 0 {
+                    if assignment.is_some_and(|a| a.fencing == Fencing::Exclusive) && status.pid != 0 {
                         report.guards.push((slot.clone(), said.generation, self.settings.layout.run_dir(slot)));
                     }
                 }
+                None => {}
             }
             report.slots.push(said);
         }

@@ -8,6 +8,7 @@ use fail::fail_point;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{FileError, make_folder, read_if_there, replace};
+use crate::mutant;
 use crate::slot::Slot;
 
 /// The memory cannot be kept; the agent must not act without it.
@@ -38,17 +39,64 @@ pub struct Known {
     pub released: u64,
 }
 
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+/// The memory itself, without its file: what is taken and what is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
     term: u64,
     revision: u64,
     slots: BTreeMap<Slot, Known>,
 }
 
+impl Memory {
+    /// From the bytes of [`Memory::encode`].
+    ///
+    /// # Errors
+    /// They are none.
+    pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        if mutant!("generations-forgotten") { Ok(Self::default()) } else { serde_json::from_slice(bytes) }
+    }
+
+    /// As it is kept.
+    ///
+    /// # Errors
+    /// None known; serde's signature.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec_pretty(self)
+    }
+
+    /// Of one slot.
+    pub fn known(&self, slot: &Slot) -> Known {
+        self.slots.get(slot).copied().unwrap_or_default()
+    }
+
+    /// The memory after a desired set of this order that names these generations; none when the set is older than the last taken.
+    #[must_use]
+    pub fn taking(&self, term: u64, revision: u64, named: &[(Slot, u64)]) -> Option<Self> {
+        if (term, revision) < (self.term, self.revision) && !mutant!("older-set-taken") {
+            return None;
+        }
+        let mut next = Self { term, revision, slots: self.slots.clone() };
+        for (slot, generation) in named {
+            let known = next.slots.entry(slot.clone()).or_default();
+            known.accepted = known.accepted.max(*generation);
+        }
+        Some(next)
+    }
+
+    /// The memory after giving a slot back, up to `generation`.
+    #[must_use]
+    pub fn releasing(&self, slot: &Slot, generation: u64) -> Self {
+        let mut next = self.clone();
+        let known = next.slots.entry(slot.clone()).or_default();
+        known.released = known.released.max(generation);
+        next
+    }
+}
+
 /// The memory and its file.
 pub struct Generations {
     path: PathBuf,
-    record: Record,
+    memory: Memory,
 }
 
 impl Generations {
@@ -60,16 +108,16 @@ impl Generations {
         make_folder(&folder)?;
         fail_point!("generations::open");
         let path = folder.join("generations.json");
-        let record = match read_if_there(&path)? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| GenerationsError::Damaged { path: path.clone(), source })?,
-            None => Record::default(),
+        let memory = match read_if_there(&path)? {
+            Some(bytes) => Memory::decode(&bytes).map_err(|source| GenerationsError::Damaged { path: path.clone(), source })?,
+            None => Memory::default(),
         };
-        Ok(Self { path, record })
+        Ok(Self { path, memory })
     }
 
     /// Of one slot.
     pub fn known(&self, slot: &Slot) -> Known {
-        self.record.slots.get(slot).copied().unwrap_or_default()
+        self.memory.known(slot)
     }
 
     /// Takes a desired set's (term, revision) and the generations it names, durably. False: the set is older than the last taken.
@@ -77,15 +125,8 @@ impl Generations {
     /// # Errors
     /// The disk; then nothing was taken.
     pub fn take(&mut self, term: u64, revision: u64, named: &[(Slot, u64)]) -> Result<bool, GenerationsError> {
-        if (term, revision) < (self.record.term, self.record.revision) {
-            return Ok(false);
-        }
-        let mut record = Record { term, revision, slots: self.record.slots.clone() };
-        for (slot, generation) in named {
-            let known = record.slots.entry(slot.clone()).or_default();
-            known.accepted = known.accepted.max(*generation);
-        }
-        self.keep(record)?;
+        let Some(next) = self.memory.taking(term, revision, named) else { return Ok(false) };
+        self.keep(next)?;
         Ok(true)
     }
 
@@ -94,19 +135,16 @@ impl Generations {
     /// # Errors
     /// The disk; then our word may not be given.
     pub fn release(&mut self, slot: &Slot, generation: u64) -> Result<(), GenerationsError> {
-        let mut record = Record { slots: self.record.slots.clone(), ..self.record };
-        let known = record.slots.entry(slot.clone()).or_default();
-        known.released = known.released.max(generation);
-        self.keep(record)
+        self.keep(self.memory.releasing(slot, generation))
     }
 
-    fn keep(&mut self, record: Record) -> Result<(), GenerationsError> {
-        if record != self.record {
-            let bytes = serde_json::to_vec_pretty(&record).map_err(|source| GenerationsError::Damaged { path: self.path.clone(), source })?;
+    fn keep(&mut self, next: Memory) -> Result<(), GenerationsError> {
+        if next != self.memory {
+            let bytes = next.encode().map_err(|source| GenerationsError::Damaged { path: self.path.clone(), source })?;
             fail_point!("generations::keep");
             replace(&self.path, &bytes)?;
             fail_point!("generations::kept");
-            self.record = record;
+            self.memory = next;
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::unistd::{Pid, getpid, getppid};
 
 use crate::clock::Instant;
+use crate::mutant;
 use crate::supervisor::family::{Family, MARK, stat};
 
 /// The socket's name in the slot's run folder.
@@ -133,12 +134,12 @@ fn watch(order: &Order, child: &mut Child, signals: &SignalFd, socket: &UnixData
         }
         // Renewals first: one that lies in the socket counts, however late we were woken, if it is still ahead of us.
         while let Some(renewed) = receive(socket, order.generation) {
-            if renewed > deadline && renewed <= Instant::now().after(FURTHEST) {
+            if extends(deadline, renewed, Instant::now()) {
                 deadline = renewed;
                 arm(timer, deadline)?;
             }
         }
-        if Instant::now() >= deadline {
+        if is_over(deadline, Instant::now()) {
             return Ok(LEASE_OVER);
         }
         while let Ok(Some(signal)) = signals.read_signal() {
@@ -150,6 +151,17 @@ fn watch(order: &Order, child: &mut Child, signals: &SignalFd, socket: &UnixData
             return Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
         }
     }
+}
+
+/// Whether the role must go.
+pub fn is_over(deadline: Instant, now: Instant) -> bool {
+    let patience = if mutant!("guard-forgives") { Duration::from_secs(1) } else { Duration::ZERO };
+    now >= deadline.after(patience)
+}
+
+/// Whether a renewal that was read at `now` moves the deadline: later only, and not further than a lease can be.
+pub fn extends(deadline: Instant, renewed: Instant, now: Instant) -> bool {
+    renewed > deadline && renewed <= now.after(FURTHEST)
 }
 
 fn receive(socket: &UnixDatagram, generation: u64) -> Option<Instant> {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::mutant;
 use crate::slot::Slot;
 
 /// One lease that an acknowledgement renewed.
@@ -48,9 +49,10 @@ impl Leases {
     pub fn acknowledged(&mut self, sequence: u64, renewed: &[(Slot, u64)], lease: Duration) -> Vec<Renewal> {
         let Some(sent) = self.sent.remove(&sequence) else { return Vec::new() };
         self.sent.retain(|earlier, _| *earlier > sequence);
-        let deadline = sent.at.after(lease);
+        let newest = || self.sent.values().next_back().map_or(sent.at, |newest| newest.at);
+        let deadline = if mutant!("lease-from-newest-heartbeat") { newest() } else { sent.at }.after(lease);
         let mut renewals = Vec::new();
-        for pair in renewed.iter().filter(|pair| sent.pairs.contains(*pair)) {
+        for pair in sent.pairs.iter().filter(|pair| renewed.contains(pair) || mutant!("unnamed-pairs-renewed")) {
             let (slot, generation) = pair.clone();
             let held = self.held.entry(slot.clone()).or_insert((generation, deadline));
             if generation < held.0 || (generation == held.0 && deadline < held.1) {

@@ -11,6 +11,7 @@
 pub mod catalogue;
 pub mod clock;
 pub mod control;
+pub mod conversation;
 pub mod durable;
 pub mod executor;
 pub mod generations;
@@ -20,6 +21,7 @@ pub mod imds;
 pub mod layout;
 pub mod lease;
 pub mod machine;
+pub mod mutants;
 pub mod observations;
 pub mod probes;
 pub mod reconcile;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use vp_proto::v1::{Phase, SlotObservation};
 
 use crate::clock::Instant;
+use crate::generations::Known;
 use crate::probes::Health;
-use crate::reconcile::{Process, Waiting};
+use crate::reconcile::{Assignment, Process, Waiting};
 use crate::slot::Slot;
 use crate::supervisor::Status;
 
@@ -47,6 +48,26 @@ impl Waiting {
             Self::Refused { generation, known } => format!("generation {generation} is refused: {known} was accepted or given back here"),
         }
     }
+}
+
+/// What the agent says of an assignment beside its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It would hold the slot and wants its lease renewed.
+    Holds,
+    /// It has given the slot back: our word.
+    GivenBack {
+        /// At which generation.
+        generation: u64,
+    },
+}
+
+/// None: what is wanted is older than what is known here.
+pub fn claim(wanted: &Assignment, known: Known) -> Option<Claim> {
+    if wanted.stop && known.released >= wanted.generation {
+        return Some(Claim::GivenBack { generation: wanted.generation });
+    }
+    (wanted.generation >= known.accepted && wanted.generation > known.released).then_some(Claim::Holds)
 }
 
 /// The observation at `now`.

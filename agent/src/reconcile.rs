@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::catalogue::Fencing;
 use crate::clock::Instant;
+use crate::mutant;
 use crate::slot::Slot;
 
 #[cfg(test)]
@@ -163,7 +164,7 @@ fn one(wanted: &Assignment, seen: &Observed, now: Instant) -> Option<Action> {
         Process::Running { generation } => Some(generation),
         _ => None,
     };
-    if wanted.generation < seen.accepted {
+    if wanted.generation < seen.accepted && !mutant!("lower-generation-taken") {
         // What runs, if anything, is of a newer generation: this word is old.
         return Some(refused(wanted, seen.accepted));
     }
@@ -171,10 +172,13 @@ fn one(wanted: &Assignment, seen: &Observed, now: Instant) -> Option<Action> {
         return match seen.process {
             Process::None if seen.released >= wanted.generation => None,
             Process::None => Some(Action::Release { generation: wanted.generation }),
+            Process::Stopping { .. } if mutant!("word-before-the-end") && seen.released < wanted.generation => {
+                Some(Action::Release { generation: wanted.generation })
+            }
             _ => end(seen, now),
         };
     }
-    if wanted.generation <= seen.released {
+    if wanted.generation <= seen.released && !mutant!("released-started-again") {
         return match seen.process {
             Process::None => Some(refused(wanted, seen.released)),
             _ => end(seen, now),
@@ -190,7 +194,9 @@ fn one(wanted: &Assignment, seen: &Observed, now: Instant) -> Option<Action> {
 /// A running slot is kept, whatever the gates say. An exclusive one whose lease is known to be over ends at once: its guard does the same
 /// on its own, this is the second pair of eyes. A lease that is not known (the agent has just started) is the guard's alone.
 fn keep(wanted: &Assignment, seen: &Observed, now: Instant) -> Option<Action> {
-    let over = wanted.fencing == Fencing::Exclusive && seen.lease.is_some_and(|deadline| deadline <= now);
+    let unknown = seen.lease.is_none() && mutant!("restart-kills");
+    let fenced = wanted.fencing == Fencing::Exclusive || mutant!("quorum-killed-with-lease");
+    let over = fenced && (unknown || seen.lease.is_some_and(|deadline| deadline <= now));
     over.then_some(Action::Kill)
 }
 
@@ -221,7 +227,7 @@ fn start(wanted: &Assignment, seen: &Observed, now: Instant) -> Action {
     }
     let exclusive = wanted.fencing == Fencing::Exclusive;
     let deadline = seen.lease.filter(|deadline| exclusive && *deadline > now);
-    if exclusive && deadline.is_none() {
+    if exclusive && deadline.is_none() && !mutant!("exclusive-without-lease") {
         return Action::Wait(Waiting::Lease);
     }
     Action::Start { generation: wanted.generation, deadline }

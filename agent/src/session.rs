@@ -15,14 +15,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 use vp_proto::v1::agents_client::AgentsClient;
-use vp_proto::v1::{AgentMessage, CoordinatorMessage, Heartbeat, Hello, Released, Welcome, agent_message, coordinator_message};
+use vp_proto::v1::{AgentMessage, CoordinatorMessage, Hello, Welcome, agent_message, coordinator_message};
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
 
 use crate::clock::Instant;
+use crate::conversation::Conversation;
 use crate::guard;
 use crate::settings::Settings;
 use crate::shared::Shared;
-use crate::slot::Slot;
 
 /// Why a session ended; what to do next depends on it.
 #[derive(Debug, thiserror::Error)]
@@ -172,63 +172,48 @@ impl Session {
         to_leader: &mpsc::Sender<AgentMessage>,
         answers: &mut Streaming<CoordinatorMessage>,
     ) -> Result<(), SessionError> {
-        let lease = Duration::from_millis(welcome.lease_ms.clamp(500, 60_000));
-        let every = Duration::from_millis(welcome.heartbeat_ms).clamp(Duration::from_millis(50), lease / 3);
-        let patience = lease / 2;
+        let mut talk = Conversation::new(welcome, Instant::now());
+        let patience = talk.patience();
         let shared = self.shared.clone();
-        let mut ticks = tokio::time::interval(every);
+        let mut ticks = tokio::time::interval(talk.every());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // News may be told early, but no more often than this.
-        let quick = every / 4;
-        let mut sent_at = tokio::time::Instant::now();
-        let mut heard = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 biased;
                 answer = answers.next() => match answer {
-                    Some(Ok(message)) => if self.answer(message, lease) { heard = tokio::time::Instant::now() },
+                    Some(Ok(message)) => self.answer(&mut talk, message),
                     Some(Err(status)) => return Err(ended(&status)),
                     None => return Ok(()),
                 },
                 _ = ticks.tick() => {
-                    // Connected is not led: a leader cut off from its quorum stays silent, another may lead.
-                    if heard.elapsed() > patience {
+                    if talk.is_over(Instant::now()) {
                         return Err(SessionError::Silent { what: "acknowledgement", ms: patience.as_millis() });
                     }
-                    self.send(to_leader);
-                    sent_at = tokio::time::Instant::now();
+                    self.send(&mut talk, to_leader);
                 }
-                () = shared.reported.notified() => if sent_at.elapsed() >= quick {
-                    self.send(to_leader);
-                    sent_at = tokio::time::Instant::now();
+                () = shared.reported.notified() => if talk.may_tell_news(Instant::now()) {
+                    self.send(&mut talk, to_leader);
                 },
             }
         }
     }
 
-    /// Sends a heartbeat and our word for what was given back. A full channel means the network is behind: the next one tells the truth again.
-    fn send(&mut self, to_leader: &mpsc::Sender<AgentMessage>) {
+    /// A full channel means the network is behind: the next heartbeat tells the truth again.
+    fn send(&mut self, talk: &mut Conversation, to_leader: &mpsc::Sender<AgentMessage>) {
         fail_point!("session::heartbeat");
-        let report = self.shared.report().clone();
         self.sequence += 1;
-        let heartbeat = Heartbeat { sequence: self.sequence, slots: report.slots, measures: Some(report.measures) };
-        // Before it leaves: a deadline may be too early, never too late.
-        self.shared.leases().sent(self.sequence, Instant::now(), report.pairs);
-        let said = report.released.into_iter().map(|slot| agent_message::Body::Released(Released { slot: Some(slot) }));
+        let said = talk.speak(self.sequence, &self.shared, Instant::now());
         fail_point!("session::before_it_leaves");
-        for body in std::iter::once(agent_message::Body::Heartbeat(heartbeat)).chain(said) {
+        for body in said {
             let _ = to_leader.try_send(AgentMessage { body: Some(body) });
         }
     }
 
-    /// True when it was an acknowledgement.
-    fn answer(&mut self, message: CoordinatorMessage, lease: Duration) -> bool {
+    fn answer(&mut self, talk: &mut Conversation, message: CoordinatorMessage) {
         match message.body {
             Some(coordinator_message::Body::Ack(ack)) => {
                 fail_point!("session::acknowledged");
-                let named: Vec<(Slot, u64)> =
-                    ack.renewed.iter().filter_map(|pair| Some((Slot::try_from(pair.slot.as_ref()?).ok()?, pair.generation))).collect();
-                let renewals = self.shared.leases().acknowledged(ack.sequence, &named, lease);
+                let renewals = talk.hear(&ack, &self.shared, Instant::now());
                 fail_point!("session::renew_guards");
                 let guards = self.shared.report().guards.clone();
                 let mut first = false;
@@ -244,14 +229,12 @@ impl Session {
                     // Something may have waited for just this.
                     self.shared.wake.notify_one();
                 }
-                true
             }
             Some(coordinator_message::Body::Desired(desired)) => {
                 fail_point!("session::desired");
                 self.shared.desired.send_replace(Some(Arc::new(desired)));
-                false
             }
-            Some(coordinator_message::Body::Welcome(_)) | None => false,
+            Some(coordinator_message::Body::Welcome(_)) | None => {}
         }
     }
 
