@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use vp_cluster::{
     ClusterState, Command, Observations, RoleName, SlotId,
     liveness::{self, Brake},
-    planner,
+    mutant, planner,
     report::Gate,
     round::{self, Round},
     state::Lifecycle,
@@ -24,7 +24,7 @@ use crate::{
 /// Longest time between two looks; events wake it earlier.
 pub const TICK: Duration = Duration::from_millis(200);
 /// Time between two signs of life to oneself.
-const PULSE: Duration = Duration::from_millis(100);
+pub const PULSE: Duration = Duration::from_millis(100);
 /// Looks that one round takes at most: verdicts, facts, plan, and what follows from them at once.
 const LOOKS: usize = 6;
 
@@ -81,7 +81,7 @@ impl Control {
         if !status.leads() {
             return 0;
         }
-        if status.term != led {
+        if status.term != led && !mutant!("old-terms-memory") {
             info!(term = status.term, "leading");
             self.leader.registry.begin_term();
             self.leader.world.begin_term();
@@ -102,6 +102,7 @@ impl Control {
             let obs = self.leader.observations();
             fail_point!("control::judge");
             let mut round = round::look(&state, &obs);
+            liveness::remember_brake(&state, &obs, &mut self.leader.world.lock().braked);
             looks += 1;
             // First the moves, then what is told of them: an event in between would take the ground from under the plan.
             fail_point!("control::plan");
@@ -120,7 +121,9 @@ impl Control {
     async fn carry_out(&self, commands: Vec<Command>) -> bool {
         let mut accepted = false;
         for command in commands {
-            if let Command::NodeLost { node, .. } = &command {
+            if let Command::NodeLost { node, .. } = &command
+                && !mutant!("not-condemned")
+            {
                 // Before it is proposed: from here on the session is never acknowledged again.
                 fail_point!("control::condemn");
                 self.leader.registry.condemn(node);

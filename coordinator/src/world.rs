@@ -7,7 +7,7 @@ use std::{
 
 use vp_cluster::{
     NodeId, SlotId, VolumeId,
-    observe::{EnsembleSeen, Instance, KafkaSeen, Observations, VolumeSeen},
+    observe::{BrakeMemory, EnsembleSeen, Instance, KafkaSeen, Observations, VolumeSeen},
 };
 
 #[derive(Default)]
@@ -25,6 +25,8 @@ pub struct Seen {
     /// How many nodes there were at the last look, and when that number last grew.
     pub nodes: usize,
     pub joined_ms: u64,
+    /// When and where the brake last had to close.
+    pub braked: BrakeMemory,
     /// When nodes were given up for their silence.
     pub given_up_ms: BTreeMap<NodeId, u64>,
     /// Other coordinators that answered when they were last asked; None: not asked yet.
@@ -51,6 +53,7 @@ impl World {
         }
         obs.volumes.clone_from(&seen.volumes);
         obs.zone_empty_since_ms.clone_from(&seen.zone_empty_since_ms);
+        obs.braked.clone_from(&seen.braked);
         obs.given_up_ms.clone_from(&seen.given_up_ms);
         obs.zookeeper.clone_from(&seen.zookeeper);
         obs.kafka.clone_from(&seen.kafka);

@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ids::{NodeId, Zone},
-    observe::Observations,
+    liveness::lost_after_ms,
+    mutant,
+    observe::{BrakeMemory, Observations},
 };
 
 /// The brake closes when at least this many nodes, and more than [`BRAKE_PERCENT`] of the cluster or of a zone, fall silent together.
@@ -54,7 +56,13 @@ impl Counted<'_> {
 }
 
 fn too_many(silent: usize, of: usize) -> bool {
-    silent >= BRAKE_NODES && silent * 100 > of * BRAKE_PERCENT
+    silent >= BRAKE_NODES && silent * 100 > of * BRAKE_PERCENT && !mutant!("brake-off")
+}
+
+/// Those who fell silent together come back one by one: where the brake had to close it stays closed for as long as one silence may last, or the first to
+/// return would give up the others.
+fn holds_still(closed_ms: Option<u64>, obs: &Observations) -> bool {
+    closed_ms.is_some_and(|at| obs.now_ms.saturating_sub(at) <= lost_after_ms(obs.lease_ms)) && !mutant!("brake-opens-at-once")
 }
 
 /// Where silence moves nothing, and which zones are lost as a whole.
@@ -87,11 +95,28 @@ impl<'a> Census<'a> {
 
     /// Where the brake is closed, and how that is said.
     pub fn brake(&self, obs: &Observations) -> (Braked<'a>, Brake) {
-        let (silent, of) = self.zones.values().fold((0, 0), |(silent, of), zone| (silent + zone.silent.len(), of + zone.of));
-        let mut braked = Braked::default();
-        if too_many(silent, of) {
-            braked.everywhere = true;
-            return (braked, Brake::Closed { silent, of, place: "the cluster".to_owned() });
+        let (silent, of) = self.count_of(self.zones.keys());
+        let mut braked = self.closes(obs);
+        if braked.everywhere || (silent > 0 && holds_still(obs.braked.everywhere_ms, obs)) {
+            let place = "the cluster".to_owned();
+            return (Braked { everywhere: true, ..Braked::default() }, Brake::Closed { silent, of, place });
+        }
+        let held = self.zones.iter().filter(|(zone, counted)| !counted.silent.is_empty() && holds_still(obs.braked.zones_ms.get(zone).copied(), obs));
+        braked.zones.extend(held.map(|(zone, _)| *zone).filter(|zone| !braked.lost.contains(zone)));
+        if braked.zones.is_empty() {
+            return (braked, Brake::Open);
+        }
+        let (silent, of) = self.count_of(braked.zones.iter());
+        let place = braked.zones.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+        (braked, Brake::Closed { silent, of, place })
+    }
+
+    /// Where it closes by this look alone.
+    fn closes(&self, obs: &Observations) -> Braked<'a> {
+        let (silent, of) = self.count_of(self.zones.keys());
+        let mut braked = Braked { everywhere: too_many(silent, of), ..Braked::default() };
+        if braked.everywhere {
+            return braked;
         }
         for (zone, counted) in self.zones.iter().filter(|(_, counted)| counted.too_many()) {
             if counted.all() && self.is_zone_lost(zone, obs) {
@@ -100,13 +125,24 @@ impl<'a> Census<'a> {
                 braked.zones.insert(*zone);
             }
         }
-        if braked.zones.is_empty() {
-            return (braked, Brake::Open);
+        braked
+    }
+
+    /// Notes where it closes by this look alone, for those that follow.
+    pub fn remember(&self, obs: &Observations, memory: &mut BrakeMemory) {
+        let braked = self.closes(obs);
+        if braked.everywhere {
+            memory.everywhere_ms = Some(obs.now_ms);
         }
-        let closed = braked.zones.iter().map(|zone| &self.zones[*zone]);
-        let (silent, of) = closed.fold((0, 0), |(silent, of), zone| (silent + zone.silent.len(), of + zone.of));
-        let place = braked.zones.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-        (braked, Brake::Closed { silent, of, place })
+        memory.zones_ms.extend(braked.zones.iter().map(|zone| ((*zone).clone(), obs.now_ms)));
+    }
+
+    /// Silent nodes and all nodes of these zones.
+    fn count_of<'z>(&self, zones: impl Iterator<Item = &'z &'a Zone>) -> (usize, usize)
+    where
+        'a: 'z,
+    {
+        zones.filter_map(|zone| self.zones.get(*zone)).fold((0, 0), |(silent, of), zone| (silent + zone.silent.len(), of + zone.of))
     }
 
     /// All of a zone is silent: it is lost if its coordinators are silent as well and every other zone is well. A coordinator that answers from there

@@ -13,7 +13,8 @@ use crate::{
     brake::{Braked, Census},
     command::Command,
     ids::{NodeId, Session},
-    observe::{Instance, Observations},
+    mutant,
+    observe::{BrakeMemory, Instance, Observations},
     report::Gate,
     state::{ClusterState, Lifecycle, Node},
 };
@@ -28,13 +29,19 @@ pub const CAP_WINDOW_MS: u64 = 60_000;
 
 /// After this long without a word, the last lease granted has run out for certain, ms.
 pub fn lost_after_ms(lease_ms: u64) -> u64 {
+    if mutant!("half-a-lease") {
+        return lease_ms / 2;
+    }
+    if mutant!("margin-forgotten") {
+        return lease_ms;
+    }
     lease_ms.saturating_add(lease_ms.saturating_mul(DRIFT_PERMILLE) / 1000).saturating_add(MARGIN_MS)
 }
 
 /// After this long without a word a node is suspected: it counts for the brake, so that those who fall silent together are judged together, though the first of
 /// them is over its lease before the others. Two heartbeats are missed by then.
 pub fn suspected_after_ms(lease_ms: u64) -> u64 {
-    lease_ms / 2
+    if mutant!("brake-counts-late") { lost_after_ms(lease_ms) } else { lease_ms / 2 }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +62,7 @@ fn last_word_ms(obs: &Observations, node: &NodeId) -> u64 {
     let seen = obs.nodes.get(node);
     let heard = seen.and_then(|seen| seen.heard_ms).unwrap_or(0);
     let acknowledged = seen.and_then(|seen| seen.acknowledged_ms).unwrap_or(0);
-    heard.max(acknowledged).max(obs.leading_since_ms)
+    heard.max(acknowledged).max(if mutant!("no-window-for-a-new-leader") { 0 } else { obs.leading_since_ms })
 }
 
 /// What the observations prove. Judging twice without a change in between yields the same verdicts; `apply` takes each once.
@@ -95,7 +102,7 @@ pub const BRAKE_OPENS: &str = "they return, EC2 says terminated, or 'vpctl brake
 pub fn to_terminate<'a>(state: &'a ClusterState, obs: &Observations) -> Vec<&'a NodeId> {
     let (braked, _) = silence(state, obs).census.brake(obs);
     let dying = |id: &NodeId| obs.nodes.get(id).is_some_and(|seen| matches!(seen.instance, Instance::ShuttingDown | Instance::Terminated));
-    let believed = |id: &NodeId, node: &Node| is_vouched(state, id, node) || !braked.holds(&node.zone);
+    let believed = |id: &NodeId, node: &Node| is_vouched(state, id, node) || !braked.holds(&node.zone) || mutant!("brake-stops-no-termination");
     let lost = state.nodes.iter().filter(|(_, node)| node.lifecycle == Lifecycle::Lost);
     lost.filter(|(id, node)| !dying(id) && believed(id, node)).map(|(id, _)| id).collect()
 }
@@ -114,6 +121,18 @@ pub fn remember_lost(state: &ClusterState, given_up_ms: &mut BTreeMap<NodeId, u6
     }
     let lost = |id: &NodeId| state.nodes.get(id).is_some_and(|node| node.lifecycle == Lifecycle::Lost);
     given_up_ms.retain(|id, at| now_ms.saturating_sub(*at) < CAP_WINDOW_MS || lost(id));
+}
+
+/// Remembers where so many are silent or suspected now that the brake closes by this look alone.
+pub fn remember_brake(state: &ClusterState, obs: &Observations, memory: &mut BrakeMemory) {
+    silence(state, obs).census.remember(obs, memory);
+}
+
+/// Only what EC2 says is terminated is.
+fn is_proof(instance: Instance) -> bool {
+    instance == Instance::Terminated
+        || (mutant!("unknown-is-terminated") && instance == Instance::Unknown)
+        || (mutant!("shutting-down-is-terminated") && instance == Instance::ShuttingDown)
 }
 
 struct Silence<'a> {
@@ -148,7 +167,7 @@ fn silence<'a>(state: &'a ClusterState, obs: &Observations) -> Silence<'a> {
     let mut found = Silence { census: Census::default(), vouched: Vec::new(), proved: Vec::new(), heard_again: Vec::new() };
     for (id, node) in state.nodes.iter().filter(|(_, node)| node.lifecycle != Lifecycle::Fenced) {
         let seen = obs.nodes.get(id);
-        if seen.is_some_and(|seen| seen.instance == Instance::Terminated) {
+        if seen.is_some_and(|seen| is_proof(seen.instance)) {
             found.proved.push(id);
             continue;
         }

@@ -118,6 +118,13 @@ pub struct CoordinatorSeen {
     pub answers: bool,
 }
 
+/// When so many were silent or suspected that the brake closed, last: everywhere, and in single zones. One leader's memory (`liveness::remember_brake`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrakeMemory {
+    pub everywhere_ms: Option<u64>,
+    pub zones_ms: BTreeMap<Zone, u64>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observations {
     pub now_ms: u64,
@@ -129,6 +136,8 @@ pub struct Observations {
     /// When nodes were given up for their silence (`liveness::remember_lost`).
     pub given_up_ms: BTreeMap<NodeId, u64>,
     pub coordinators: Vec<CoordinatorSeen>,
+    /// When and where the brake last had to close.
+    pub braked: BrakeMemory,
     /// Nodes have joined just now and more may follow: a slot that was never granted waits for them, so that its role is spread over all their zones.
     pub joining: bool,
     pub nodes: BTreeMap<NodeId, NodeSeen>,

@@ -3,8 +3,8 @@ mod situation;
 use situation::{Situation, node_in, spec};
 use vp_cluster::{
     Command,
-    liveness::{Brake, judge, lost_after_ms, to_terminate},
-    observe::Instance,
+    liveness::{Brake, judge, lost_after_ms, remember_brake, to_terminate},
+    observe::{BrakeMemory, Instance},
 };
 
 /// Nodes named in `silent` (from 1) were last heard longer than the lease ago.
@@ -121,4 +121,36 @@ fn a_verdict_names_the_session_that_was_judged() {
     let s = silence("a", &[1]);
     let session = s.session("i-1");
     assert!(matches!(&judge(&s.state, &s.obs).verdicts[..], [Command::NodeLost { session: judged, .. }] if *judged == session));
+}
+
+#[test]
+fn those_that_return_late_are_not_given_up_because_the_first_have_returned() {
+    let mut s = silence("abcab", &[1, 2]);
+    s.obs.braked.everywhere_ms = Some(s.obs.now_ms - lost_after_ms(4000));
+    assert_eq!(judge(&s.state, &s.obs).verdicts, []);
+    assert_ne!(judge(&s.state, &s.obs).brake, Brake::Open);
+    s.obs.braked.everywhere_ms = Some(s.obs.now_ms - lost_after_ms(4000) - 1);
+    assert!(!judge(&s.state, &s.obs).verdicts.is_empty());
+}
+
+#[test]
+fn a_brake_that_had_to_close_in_one_zone_holds_nothing_back_in_another() {
+    let mut s = silence("aaaabbbbcccc", &[1, 5]);
+    s.obs.braked.zones_ms.insert("a".into(), s.obs.now_ms);
+    let found = judge(&s.state, &s.obs);
+    assert!(matches!(&found.verdicts[..], [Command::NodeLost { node, .. }] if *node == "i-5".into()));
+}
+
+#[test]
+fn only_what_closes_the_brake_by_itself_is_remembered() {
+    let remembered = |silent: &[usize], memory: BrakeMemory| {
+        let mut s = silence("abcab", silent);
+        s.obs.braked = memory;
+        let mut kept = BrakeMemory::default();
+        remember_brake(&s.state, &s.obs, &mut kept);
+        kept.everywhere_ms
+    };
+    assert_eq!(remembered(&[1, 2, 3], BrakeMemory::default()), Some(100_000));
+    let closed_before = BrakeMemory { everywhere_ms: Some(99_000), ..BrakeMemory::default() };
+    assert_eq!(remembered(&[1, 2], closed_before), None, "a closed brake does not keep itself closed");
 }
