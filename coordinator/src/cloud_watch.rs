@@ -4,48 +4,43 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::json;
 use tracing::{info, warn};
-use vp_cloud::{
-    autoscaling::Groups,
-    ec2::{Compute, InstanceState, VolumeState},
-    s3::ObjectStore,
-};
+use vp_cloud::ec2::{InstanceState, VolumeState};
 use vp_cluster::{
-    ClusterState, Command, NodeId, SlotId, VolumeId, Zone, liveness,
+    ClusterState, Command, NodeId, SlotId, VolumeId, Zone, liveness, mutant,
     observe::{Instance, VolumeSeen},
     planner,
     state::{Lifecycle, Membership},
 };
 
-use crate::{bootstrap, leader::Leader};
+use crate::{leader::Leader, region::Region};
 
-/// While something is under way: DescribeInstances no more than once a second.
-const BUSY: Duration = Duration::from_secs(1);
-/// When all is quiet.
-const QUIET: Duration = Duration::from_secs(10);
+/// Time between two rounds; most of them only see that nothing is due.
+pub const ROUND: Duration = Duration::from_millis(250);
+/// While something is under way: DescribeInstances no more than once a second, ms.
+const BUSY_MS: u64 = 1000;
+/// When all is quiet, ms.
+const QUIET_MS: u64 = 10_000;
 /// A node silent for this long is looked up in EC2 (not yet judged), ms.
 const SUSPECT_MS: u64 = 1500;
-/// A termination that has not shown effect is asked for again after this long.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// Device name under which a slot's volume is attached; the agent finds it by volume id.
-const VOLUME_GIB: i32 = 20;
+/// A termination that has not shown effect is asked for again after this long, ms.
+const ASK_AGAIN_MS: u64 = 5000;
 
 pub struct CloudWatch {
     pub leader: Arc<Leader>,
-    pub compute: Compute,
-    pub groups: Groups,
-    pub store: ObjectStore,
+    pub region: Arc<dyn Region>,
 }
 
+/// What one term of leadership remembers; times are ms on the registry's clock.
 #[derive(Default)]
-struct Memory {
-    asked: BTreeMap<NodeId, Instant>,
+pub struct Memory {
+    asked: BTreeMap<NodeId, u64>,
     published: Option<String>,
-    looked: Option<Instant>,
+    looked_ms: Option<u64>,
 }
 
 impl CloudWatch {
@@ -53,21 +48,27 @@ impl CloudWatch {
     pub async fn run(self) {
         let mut memory = Memory::default();
         loop {
-            if self.leader.leads() {
-                self.round(&mut memory).await;
-            } else {
-                memory = Memory::default();
-            }
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            memory = self.turn(memory).await;
+            tokio::time::sleep(ROUND).await;
         }
+    }
+
+    /// One round, if this coordinator leads; takes and returns what is remembered of the rounds before.
+    pub async fn turn(&self, mut memory: Memory) -> Memory {
+        if !self.leader.leads() {
+            return Memory::default();
+        }
+        self.round(&mut memory).await;
+        memory
     }
 
     async fn round(&self, memory: &mut Memory) {
         let state = self.leader.state();
         let busy = self.busy(&state);
-        let due = memory.looked.is_none_or(|looked| looked.elapsed() >= if busy { BUSY } else { QUIET });
+        let now_ms = self.leader.registry.now_ms();
+        let due = memory.looked_ms.is_none_or(|looked| now_ms.saturating_sub(looked) >= if busy { BUSY_MS } else { QUIET_MS });
         if due {
-            memory.looked = Some(Instant::now());
+            memory.looked_ms = Some(now_ms);
             self.look_at_instances(&state).await;
             self.terminate_lost(&state, memory).await;
             self.look_at_volumes(&state).await;
@@ -84,7 +85,7 @@ impl CloudWatch {
             if self.leader.world.lock().coordinators.contains_key(&peer.id) {
                 continue;
             }
-            if let Some(instance) = bootstrap::holder(&self.store, &data.buckets.cluster, peer.id).await {
+            if let Some(instance) = self.region.coordinator(peer.id).await {
                 self.leader.world.lock().coordinators.insert(peer.id, instance);
             }
         }
@@ -112,7 +113,7 @@ impl CloudWatch {
         if ids.is_empty() {
             return;
         }
-        match self.compute.describe_instances(&ids).await {
+        match self.region.describe_instances(&ids).await {
             Ok(found) => {
                 let mut changed = false;
                 let mut seen = self.leader.world.lock();
@@ -134,11 +135,12 @@ impl CloudWatch {
     async fn terminate_lost(&self, state: &ClusterState, memory: &mut Memory) {
         memory.asked.retain(|node, _| state.nodes.contains_key(node));
         for id in liveness::to_terminate(state, &self.leader.observations()) {
-            if memory.asked.get(id).is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
+            let now_ms = self.leader.registry.now_ms();
+            if memory.asked.get(id).is_some_and(|asked| now_ms.saturating_sub(*asked) < ASK_AGAIN_MS) {
                 continue;
             }
-            memory.asked.insert(id.clone(), Instant::now());
-            match self.groups.terminate_in_group(&id.0).await {
+            memory.asked.insert(id.clone(), now_ms);
+            match self.region.terminate_in_group(&id.0).await {
                 Ok(()) => info!(node = %id, "lost instance terminated"),
                 Err(error) => warn!(node = %id, %error, "lost instance not terminated yet"),
             }
@@ -150,7 +152,7 @@ impl CloudWatch {
         if owned.is_empty() {
             return;
         }
-        match self.compute.describe_volumes(&owned).await {
+        match self.region.describe_volumes(&owned).await {
             Ok(found) => {
                 let mut volumes: BTreeMap<VolumeId, VolumeSeen> = BTreeMap::new();
                 for volume in found {
@@ -191,7 +193,7 @@ impl CloudWatch {
             match (&slot.volume, state.holder(slot), seen) {
                 (Some(volume), Some((holder, _)), Some(VolumeSeen::Available)) => {
                     let device = device(state, holder, id);
-                    match self.compute.attach_volume(&volume.id.0, &holder.0, &device).await {
+                    match self.region.attach_volume(&volume.id.0, &holder.0, &device).await {
                         Ok(()) => {
                             info!(slot = %id, volume = %volume.id, node = %holder, "volume attached");
                             self.leader.world.lock().volumes.insert(volume.id.clone(), VolumeSeen::AttachedTo(holder.clone()));
@@ -201,8 +203,13 @@ impl CloudWatch {
                     }
                 }
                 // Given back by the agent's own word: the old node lives on without it. A terminated one loses its volumes by itself.
-                (Some(volume), holder, Some(VolumeSeen::AttachedTo(at))) if holder.is_none_or(|(holder, _)| *holder != at) && lives(&at) => {
-                    match self.compute.detach_volume(&volume.id.0).await {
+                (Some(volume), holder, Some(VolumeSeen::AttachedTo(at)))
+                    if lives(&at) && (mutant!("volume-detached-from-holder") || holder.is_none_or(|(holder, _)| *holder != at)) =>
+                {
+                    if !self.is_unclaimed(id, &volume.id, &at).await {
+                        continue;
+                    }
+                    match self.region.detach_volume(&volume.id.0).await {
                         Ok(()) => info!(slot = %id, volume = %volume.id, node = %at, "volume detached"),
                         Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not detached yet"),
                     }
@@ -212,6 +219,21 @@ impl CloudWatch {
         }
     }
 
+    /// Whether this coordinator leads as of now, by a quorum, and the state as of now still gives `at` no claim to the volume. What takes something away asks
+    /// this at the last moment: a leader that stood still for a while sees a new holder's volume where its old state has none, and takes it from under a live
+    /// process.
+    async fn is_unclaimed(&self, slot: &SlotId, volume: &VolumeId, at: &NodeId) -> bool {
+        if mutant!("deposed-leader-detaches") || mutant!("volume-detached-from-holder") {
+            return true;
+        }
+        if self.leader.raft.read_index().await.is_err() {
+            return false;
+        }
+        let state = self.leader.state();
+        let owner = state.slots.get(slot).filter(|slot| slot.volume.as_ref().is_some_and(|kept| kept.id == *volume));
+        owner.is_some_and(|slot| slot.holder.as_ref() != Some(at))
+    }
+
     async fn create(&self, state: &ClusterState, id: &SlotId, zone: &Zone) {
         let Some(slot) = state.slots.get(id) else { return };
         let cluster = &self.leader.settings.user_data.cluster;
@@ -219,7 +241,7 @@ impl CloudWatch {
         let tags: BTreeMap<String, String> = [("Name", format!("{cluster} {id}")), ("vp:cluster", cluster.clone()), ("vp:slot", id.to_string())]
             .map(|(key, value)| (key.to_owned(), value))
             .into();
-        match self.compute.create_volume(&zone.0, VOLUME_GIB, &tags, &token).await {
+        match self.region.create_volume(&zone.0, &tags, &token).await {
             Ok(volume) => {
                 let created = Command::VolumeCreated { slot: id.clone(), generation: slot.generation, volume: VolumeId(volume), zone: zone.clone() };
                 if let Err(error) = self.leader.propose(created).await {
@@ -239,9 +261,8 @@ impl CloudWatch {
             return;
         }
         let body = json!({"brokers": brokers, "revision": state.revision.0}).to_string();
-        let bucket = &self.leader.settings.user_data.buckets.cluster;
-        match self.store.put(bucket, "kafka/brokers.json", body.into(), "application/json").await {
-            Ok(_) => {
+        match self.region.publish_brokers(body).await {
+            Ok(()) => {
                 info!(brokers = %list, "broker addresses published");
                 memory.published = Some(list);
             }

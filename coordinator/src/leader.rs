@@ -13,7 +13,7 @@ use vp_cluster::{ClusterState, Command, Observations, Rejection, Zone, observe::
 use crate::{
     machine::Entry,
     raft::{ProposeError, RaftHandle},
-    registry::Registry,
+    registry::{Clock, Registry},
     settings::Settings,
     world::World,
 };
@@ -32,12 +32,19 @@ pub enum CommandError {
 /// Nodes of a group that boots together join within a second of each other; first grants wait this long for the next one, ms.
 const JOINING_MS: u64 = 2000;
 
+/// This machine's wall clock.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
 pub struct Leader {
     pub settings: Settings,
     pub raft: RaftHandle,
     pub state: watch::Receiver<Arc<ClusterState>>,
     pub registry: Registry,
     pub world: World,
+    /// The wall clock, ms since the epoch: written beside commands for people, read by no decision.
+    pub unix_ms: Clock,
     /// Wakes the control loop: something it acts on may have changed.
     pub wake: Notify,
 }
@@ -72,8 +79,7 @@ impl Leader {
     /// # Errors
     /// Rejected by `apply`, not leader, or outcome unknown.
     pub async fn propose(&self, command: Command) -> Result<u64, CommandError> {
-        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
-        let bytes = serde_json::to_vec(&Entry { unix_ms, command }).map_err(CommandError::Reply)?;
+        let bytes = serde_json::to_vec(&Entry { unix_ms: (self.unix_ms)(), command }).map_err(CommandError::Reply)?;
         fail_point!("leader::propose");
         let applied = self.raft.propose(bytes).await?;
         fail_point!("leader::proposed");

@@ -18,6 +18,7 @@ pub mod leader;
 pub mod machine;
 pub mod peers;
 pub mod raft;
+pub mod region;
 pub mod registry;
 pub mod settings;
 pub mod state_hash;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use vp_cluster::{ClusterState, Command, Rejection, apply};
+use vp_cluster::{ClusterState, Command, Rejection, apply, mutant};
 
 use crate::{raft::Machine, state_hash::Reached};
 
@@ -34,6 +34,11 @@ impl ClusterMachine {
         let (reached, last) = watch::channel(Reached::default());
         (Self { state: ClusterState::default(), publish, reached }, state, last)
     }
+
+    /// The state as of the last command applied.
+    pub fn state(&self) -> &ClusterState {
+        &self.state
+    }
 }
 
 impl Machine for ClusterMachine {
@@ -56,6 +61,9 @@ impl Machine for ClusterMachine {
     }
 
     fn snapshot(&self) -> Vec<u8> {
+        if mutant!("events-lost-in-snapshot") {
+            return serde_json::to_vec(&ClusterState { events: std::collections::VecDeque::new(), ..self.state.clone() }).unwrap_or_default();
+        }
         serde_json::to_vec(&self.state).unwrap_or_default()
     }
 

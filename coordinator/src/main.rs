@@ -19,9 +19,10 @@ use vp_coordinator::{
     cloud_watch::CloudWatch,
     control::{Control, Findings},
     identity::Verifier,
-    leader::Leader,
+    leader::{self, Leader},
     machine::ClusterMachine,
     peers, raft,
+    region::Aws,
     registry::Registry,
     settings::Settings,
     state_hash, storage,
@@ -92,10 +93,20 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
         group: data.group.clone(),
         compute: compute.clone(),
     };
-    let leader = Arc::new(Leader { settings, raft: raft.clone(), state, registry: Registry::default(), world: World::default(), wake: Notify::new() });
+    let leader = Arc::new(Leader {
+        settings,
+        raft: raft.clone(),
+        state,
+        registry: Registry::default(),
+        world: World::default(),
+        unix_ms: Box::new(leader::unix_ms),
+        wake: Notify::new(),
+    });
     let (findings, found) = watch::channel(Findings::default());
     let control = Control { leader: leader.clone(), zookeeper_digest: administrator.digest(), findings };
-    let watch = CloudWatch { leader: leader.clone(), compute, groups: Groups::new(session.shared()), store };
+    let bucket = leader.settings.user_data.buckets.cluster.clone();
+    let region = Aws { compute, groups: Groups::new(session.shared()), store, bucket };
+    let watch = CloudWatch { leader: leader.clone(), region: Arc::new(region) };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
     let agents = AgentsServer::new(AgentsApi { leader: leader.clone(), verifier }).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let agreement = state_hash::run(leader.clone(), state_hash.clone());

@@ -42,8 +42,11 @@ pub struct NodeView {
     pub measures: Option<v1::NodeMeasures>,
 }
 
+/// Milliseconds on some clock.
+pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+
 pub struct Registry {
-    started: Instant,
+    clock: Clock,
     inner: Mutex<Inner>,
 }
 
@@ -75,15 +78,22 @@ pub struct Seat {
 }
 
 impl Default for Registry {
+    /// On this process's monotonic clock.
     fn default() -> Self {
-        Self { started: Instant::now(), inner: Mutex::default() }
+        let started = Instant::now();
+        Self::on(Box::new(move || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)))
     }
 }
 
 impl Registry {
-    /// Milliseconds on this process's monotonic clock.
+    /// On a clock that never goes back.
+    pub fn on(clock: Clock) -> Self {
+        Self { clock, inner: Mutex::default() }
+    }
+
+    /// Milliseconds on its clock.
     pub fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        (self.clock)()
     }
 
     /// A sign of life to oneself: after a long gap nothing that was not heard in it counts.

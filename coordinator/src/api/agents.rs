@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 use vp_cloud::ec2::Instance;
-use vp_cluster::{Command, Generation, NodeId, Session, SlotId, Zone, state::Lifecycle};
+use vp_cluster::{ClusterState, Command, Generation, NodeId, Session, SlotId, Zone, mutant, state::Lifecycle};
 use vp_proto::v1::{self, agent_message::Body, agents_server::Agents, coordinator_message};
 
 use super::not_leader;
@@ -41,7 +41,8 @@ pub struct AgentsApi {
     pub verifier: Verifier,
 }
 
-type Outgoing = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorMessage, Status>> + Send>>;
+type Answer = Result<v1::CoordinatorMessage, Status>;
+type Outgoing = Pin<Box<dyn Stream<Item = Answer> + Send>>;
 
 #[tonic::async_trait]
 impl Agents for AgentsApi {
@@ -59,20 +60,8 @@ impl Agents for AgentsApi {
             Err(_) => return Err(Status::deadline_exceeded("no hello within 5 s")),
         };
         fail_point!("agents::hello");
-        let node = NodeId(hello.instance_id.clone());
         let instance = self.admit(&hello).await?;
-        let session = self.register(&node, &hello, &instance).await?;
-        fail_point!("agents::registered");
-        let Some(seat) = self.leader.registry.open(&node, session) else {
-            return Err(Status::permission_denied("this session has been declared lost: the instance will be replaced"));
-        };
-        let (outbox, answers) = mpsc::channel(OUTBOX);
-        let lease_ms = self.leader.settings.user_data.lease_ms;
-        let welcome = v1::Welcome { session: session.0, lease_ms, heartbeat_ms: lease_ms / 4, term: self.leader.raft.status().term };
-        let _ = outbox.try_send(Ok(answer(coordinator_message::Body::Welcome(welcome))));
-        info!(node = %node, session = session.0, "agent session opened");
-        let conversation = Conversation { leader: self.leader.clone(), node, session, stream: seat.stream, outbox };
-        self.leader.wake.notify_one();
+        let (conversation, seat, answers) = welcome(&self.leader, &hello, &instance).await?;
         tokio::spawn(conversation.run(incoming, seat));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
@@ -103,38 +92,60 @@ impl AgentsApi {
             }
         }
     }
+}
 
-    /// A node that is known and well keeps its session: an agent restart or a leader change writes nothing.
-    async fn register(&self, id: &NodeId, hello: &v1::Hello, instance: &Instance) -> Result<Session, Status> {
-        if let Some(node) = self.leader.state().nodes.get(id) {
-            let same = node.address == hello.address && node.agent_version == hello.agent_version;
-            if same && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
-                return Ok(node.session);
-            }
+/// An admitted agent takes its seat; the welcome is the first of its answers.
+///
+/// # Errors
+/// The status to refuse it with.
+pub async fn welcome(leader: &Arc<Leader>, hello: &v1::Hello, instance: &Instance) -> Result<(Conversation, Seat, mpsc::Receiver<Answer>), Status> {
+    let node = NodeId(hello.instance_id.clone());
+    let session = register(leader, &node, hello, instance).await?;
+    fail_point!("agents::registered");
+    let Some(seat) = leader.registry.open(&node, session) else {
+        return Err(Status::permission_denied("this session has been declared lost: the instance will be replaced"));
+    };
+    let (outbox, answers) = mpsc::channel(OUTBOX);
+    let lease_ms = leader.settings.user_data.lease_ms;
+    let welcome = v1::Welcome { session: session.0, lease_ms, heartbeat_ms: lease_ms / 4, term: leader.raft.status().term };
+    let _ = outbox.try_send(Ok(answer(coordinator_message::Body::Welcome(welcome))));
+    info!(node = %node, session = session.0, "agent session opened");
+    let conversation = Conversation { leader: leader.clone(), node, session, stream: seat.stream, outbox };
+    leader.wake.notify_one();
+    Ok((conversation, seat, answers))
+}
+
+/// A node that is known and well keeps its session: an agent restart or a leader change writes nothing.
+async fn register(leader: &Leader, id: &NodeId, hello: &v1::Hello, instance: &Instance) -> Result<Session, Status> {
+    if let Some(node) = leader.state().nodes.get(id) {
+        let same = node.address == hello.address && node.agent_version == hello.agent_version;
+        if same && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
+            return Ok(node.session);
         }
-        let command = Command::RegisterNode {
-            node: id.clone(),
-            address: hello.address.clone(),
-            zone: Zone(instance.zone.clone()),
-            instance_type: instance.kind.clone(),
-            memory_mib: hello.memory_mib,
-            cpu_millis: hello.cpu_millis,
-            agent_version: hello.agent_version.chars().take(40).collect(),
-        };
-        match self.leader.propose(command).await {
-            Ok(index) => Ok(Session(index)),
-            Err(CommandError::Rejected(rejection)) => Err(Status::permission_denied(rejection.to_string())),
-            Err(error) => Err(Status::unavailable(error.to_string())),
-        }
+    }
+    let command = Command::RegisterNode {
+        node: id.clone(),
+        address: hello.address.clone(),
+        zone: Zone(instance.zone.clone()),
+        instance_type: instance.kind.clone(),
+        memory_mib: hello.memory_mib,
+        cpu_millis: hello.cpu_millis,
+        agent_version: hello.agent_version.chars().take(40).collect(),
+    };
+    match leader.propose(command).await {
+        Ok(index) => Ok(Session(index)),
+        Err(CommandError::Rejected(rejection)) => Err(Status::permission_denied(rejection.to_string())),
+        Err(error) => Err(Status::unavailable(error.to_string())),
     }
 }
 
-struct Conversation {
+/// One agent's stream, after its welcome.
+pub struct Conversation {
     leader: Arc<Leader>,
     node: NodeId,
     session: Session,
     stream: u64,
-    outbox: mpsc::Sender<Result<v1::CoordinatorMessage, Status>>,
+    outbox: mpsc::Sender<Answer>,
 }
 
 impl Conversation {
@@ -174,8 +185,8 @@ impl Conversation {
         info!(node = %self.node, session = self.session.0, "agent session closed");
     }
 
-    /// False: the conversation is over.
-    async fn take(&self, message: v1::AgentMessage) -> bool {
+    /// Takes one message, all of it before the next one. False: the conversation is over.
+    pub async fn take(&self, message: v1::AgentMessage) -> bool {
         match message.body {
             Some(Body::Heartbeat(heartbeat)) => self.heartbeat(heartbeat).await,
             Some(Body::Released(released)) => self.released(released).await,
@@ -202,7 +213,8 @@ impl Conversation {
             Heard::Same => {}
         }
         // Still the leader as of now, by a quorum: only then is anything renewed.
-        if self.leader.raft.read_index().await.is_err() || !self.leader.registry.acknowledge(&self.node, self.stream) {
+        let confirmed = mutant!("ack-without-read-index") || self.leader.raft.read_index().await.is_ok();
+        if !confirmed || !self.leader.registry.acknowledge(&self.node, self.stream) {
             return self.leader.leads();
         }
         fail_point!("agents::confirmed");
@@ -212,12 +224,9 @@ impl Conversation {
         if !live {
             return false;
         }
-        let granted = |(slot, generation): &(SlotId, Generation)| {
-            state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(&self.node) && live.generation == *generation)
-        };
         let renewed = pairs
             .iter()
-            .filter(|pair| granted(pair))
+            .filter(|pair| is_granted(&state, &self.node, pair))
             .map(|(slot, generation)| v1::SlotGeneration { slot: Some(crate::desired::slot_ref(slot)), generation: generation.0 });
         fail_point!("agents::acknowledge");
         self.say(coordinator_message::Body::Ack(v1::Ack { sequence: heartbeat.sequence, renewed: renewed.collect() }))
@@ -240,11 +249,36 @@ impl Conversation {
         true
     }
 
-    fn say(&self, body: coordinator_message::Body) -> bool {
+    /// False: the agent does not read its answers.
+    pub fn say(&self, body: coordinator_message::Body) -> bool {
         self.outbox.try_send(Ok(answer(body))).is_ok()
     }
 }
 
+/// Whether the state grants exactly this to `node`: only then is its lease renewed.
+fn is_granted(state: &ClusterState, node: &NodeId, (slot, generation): &(SlotId, Generation)) -> bool {
+    let granted = state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(node) && live.generation == *generation);
+    granted || mutant!("ack-names-everything")
+}
+
 fn answer(body: coordinator_message::Body) -> v1::CoordinatorMessage {
     v1::CoordinatorMessage { body: Some(body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use vp_cluster::state::Slot;
+
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_names_only_what_the_state_grants_to_this_node_at_this_generation() {
+        let slot = SlotId::new("stream", 1);
+        let held = Slot { holder: Some("i-1".into()), generation: Generation(7), ..Slot::default() };
+        let state = ClusterState { slots: [(slot.clone(), held)].into(), ..ClusterState::default() };
+        let granted = |node: &str, generation| is_granted(&state, &node.into(), &(slot.clone(), Generation(generation)));
+        assert!(granted("i-1", 7));
+        assert!(!granted("i-1", 6) && !granted("i-1", 8) && !granted("i-2", 7));
+        assert!(!is_granted(&state, &"i-1".into(), &(SlotId::new("stream", 2), Generation(7))));
+    }
 }

@@ -9,11 +9,12 @@ impl Drain for Tracing {
     type Err = slog::Never;
 
     fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), slog::Never> {
-        let detail = record.msg().to_string();
+        // Rendered only where somebody listens: raft-rs says something at debug level with every message.
+        let detail = record.msg();
         match record.level() {
-            Level::Critical | Level::Error => tracing::error!(detail, "raft"),
-            Level::Warning => tracing::warn!(detail, "raft"),
-            _ => tracing::debug!(detail, "raft"),
+            Level::Critical | Level::Error => tracing::error!(%detail, "raft"),
+            Level::Warning => tracing::warn!(%detail, "raft"),
+            _ => tracing::debug!(%detail, "raft"),
         }
         Ok(())
     }

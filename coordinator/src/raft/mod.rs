@@ -12,7 +12,7 @@ pub mod node;
 pub mod task;
 
 pub use node::{Config, Machine, Node, NodeError, Outbox};
-pub use task::{Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, start};
+pub use task::{Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, Task, start};
 
 use std::path::Path;
 

@@ -5,6 +5,7 @@ use fail::fail_point;
 use prost_raft::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata};
 use raft::{RawNode, ReadState, SnapshotStatus, StateRole};
+use vp_cluster::mutant;
 
 use crate::storage::{self, StorageError, Store};
 
@@ -137,7 +138,7 @@ impl<S: Store, M: Machine> Node<S, M> {
         }
         if let Some(state) = store.load_applied()? {
             machine.restore(&state.state).map_err(|error| NodeError::Restore(Box::new(error)))?;
-            applied = state.index;
+            applied = if mutant!("applied-twice-after-restart") { state.index.saturating_sub(1) } else { state.index };
             machine.batch_done(applied);
         }
         let config = raft::Config {
@@ -220,7 +221,12 @@ impl<S: Store, M: Machine> Node<S, M> {
             }
             progress.reads.append(&mut ready.take_read_states());
             fail_point!("node::persist");
-            self.raw.mut_store().append(ready.entries(), ready.hs(), ready.must_sync())?;
+            let hard_state = ready.hs().filter(|_| !mutant!("hard-state-forgotten"));
+            self.raw.mut_store().append(ready.entries(), hard_state, ready.must_sync() && !mutant!("no-sync-before-send"))?;
+            if mutant!("commit-before-quorum") && self.leads() {
+                let last = self.raw.raft.raft_log.last_index();
+                self.raw.raft.raft_log.commit_to(last);
+            }
             fail_point!("node::persisted");
             for message in ready.take_persisted_messages() {
                 self.dispatch(outbox, message);
@@ -320,7 +326,11 @@ impl<S: Store, M: Machine> Node<S, M> {
                 return Ok(());
             }
             let mut snapshot = Snapshot { data: applied.state, ..Default::default() };
-            snapshot.set_metadata(SnapshotMetadata { conf_state: Some(applied.conf), index: applied.index, term: applied.term });
+            snapshot.set_metadata(SnapshotMetadata {
+                conf_state: Some(applied.conf),
+                index: applied.index,
+                term: if mutant!("snapshot-without-term") { 0 } else { applied.term },
+            });
             let compact_to = applied.index.saturating_sub(self.options.keep_entries);
             self.raw.mut_store().save_snapshot(&snapshot, compact_to)?;
             self.cached = self.applied;

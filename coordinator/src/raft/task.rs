@@ -223,28 +223,9 @@ where
     M: Machine,
     O: Outbox + Send + 'static,
 {
-    let (requests, inbox) = sync_channel(QUEUE);
-    let (status, watched) = watch::channel(Status { id: node.config().id, ..Status::default() });
-    let (events, _) = broadcast::channel(64);
-    let reports = Reports::default();
-    let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone() };
+    let (handle, mut task) = Task::new(node, outbox);
     let (ended, end) = oneshot::channel();
     let spawned = std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
-        let mut task = Task {
-            node,
-            outbox,
-            inbox,
-            status,
-            events,
-            reports,
-            proposals: BTreeMap::new(),
-            waiting: Vec::new(),
-            rounds: BTreeMap::new(),
-            rounds_term: 0,
-            confirmed: Vec::new(),
-            round: 0,
-            leading: None,
-        };
         // raft-rs panics on impossible states: the owner of the process decides what that means.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| task.run()));
         drop(task);
@@ -263,7 +244,8 @@ where
 
 type Reads = Vec<oneshot::Sender<Result<u64, ReadError>>>;
 
-struct Task<S: Store, M, O> {
+/// What the thread does, without the thread: the simulator turns it by itself.
+pub struct Task<S: Store, M, O> {
     node: Node<S, M>,
     outbox: O,
     inbox: Receiver<Request>,
@@ -284,37 +266,83 @@ struct Task<S: Store, M, O> {
 }
 
 impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
+    /// A task that owns `node`, and the handle to it; nothing happens before [`Task::turn`].
+    pub fn new(node: Node<S, M>, outbox: O) -> (RaftHandle, Self) {
+        let (requests, inbox) = sync_channel(QUEUE);
+        let (status, watched) = watch::channel(Status { id: node.config().id, ..Status::default() });
+        let (events, _) = broadcast::channel(64);
+        let reports = Reports::default();
+        let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone() };
+        let task = Self {
+            node,
+            outbox,
+            inbox,
+            status,
+            events,
+            reports,
+            proposals: BTreeMap::new(),
+            waiting: Vec::new(),
+            rounds: BTreeMap::new(),
+            rounds_term: 0,
+            confirmed: Vec::new(),
+            round: 0,
+            leading: None,
+        };
+        (handle, task)
+    }
+
+    /// The member.
+    pub fn node(&mut self) -> &mut Node<S, M> {
+        &mut self.node
+    }
+
     fn run(&mut self) -> Result<(), NodeError> {
         let tick = self.node.config().tick;
         let mut next_tick = Instant::now() + tick;
         self.drive()?;
         loop {
             let wait = next_tick.saturating_duration_since(Instant::now());
-            let mut next = match self.inbox.recv_timeout(wait) {
+            let first = match self.inbox.recv_timeout(wait) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return self.node.save(),
             };
-            let mut taken = 0;
-            while let Some(request) = next {
-                if !self.take(request) {
-                    return self.node.save();
-                }
-                taken += 1;
-                next = if taken < QUEUE { self.inbox.try_recv().ok() } else { None };
+            let due = Instant::now() >= next_tick;
+            if !self.take_all(first, due)? {
+                return self.node.save();
             }
-            for (peer, sent) in std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner)) {
-                self.node.raw().report_snapshot(peer, if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
-            }
-            if Instant::now() >= next_tick {
-                fail_point!("task::tick");
-                self.node.raw().tick();
+            if due {
                 // Ticks missed while this process stood still say nothing about the others.
                 next_tick = Instant::now() + tick;
             }
-            self.begin_reads();
-            self.drive()?;
         }
+    }
+
+    /// Takes all that is queued, lets a tick pass if it is time, and does the work that follows. False: it was asked to stop.
+    pub fn turn(&mut self, tick: bool) -> Result<bool, NodeError> {
+        self.take_all(None, tick)
+    }
+
+    fn take_all(&mut self, first: Option<Request>, tick: bool) -> Result<bool, NodeError> {
+        let mut next = first.or_else(|| self.inbox.try_recv().ok());
+        let mut taken = 0;
+        while let Some(request) = next {
+            if !self.take(request) {
+                return Ok(false);
+            }
+            taken += 1;
+            next = if taken < QUEUE { self.inbox.try_recv().ok() } else { None };
+        }
+        for (peer, sent) in std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner)) {
+            self.node.raw().report_snapshot(peer, if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+        }
+        if tick {
+            fail_point!("task::tick");
+            self.node.raw().tick();
+        }
+        self.begin_reads();
+        self.drive()?;
+        Ok(true)
     }
 
     fn hint(&mut self) -> Option<u64> {

@@ -1,0 +1,78 @@
+//! The calls to AWS that the leader's watch makes, behind a trait, so that the simulator's region can answer late, wrongly or not at all.
+
+use std::collections::BTreeMap;
+
+use vp_cloud::{
+    autoscaling::Groups,
+    ec2::{Compute, Instance, Volume},
+    error::CloudError,
+    s3::{ObjectStore, StoreError},
+};
+
+use crate::bootstrap;
+
+/// Size of a new volume.
+const VOLUME_GIB: i32 = 20;
+
+/// One region. An error of any call says nothing about the world.
+#[tonic::async_trait]
+pub trait Region: Send + Sync + 'static {
+    /// The instances among `ids` that EC2 knows.
+    async fn describe_instances(&self, ids: &[String]) -> Result<Vec<Instance>, CloudError>;
+    /// Terminates an instance through its group, which then boots a replacement.
+    async fn terminate_in_group(&self, instance: &str) -> Result<(), CloudError>;
+    /// The volumes among `ids` that EC2 knows.
+    async fn describe_volumes(&self, ids: &[String]) -> Result<Vec<Volume>, CloudError>;
+    /// Makes a volume, or finds the one made earlier with the same token.
+    async fn create_volume(&self, zone: &str, tags: &BTreeMap<String, String>, token: &str) -> Result<String, CloudError>;
+    async fn attach_volume(&self, volume: &str, instance: &str, device: &str) -> Result<(), CloudError>;
+    async fn detach_volume(&self, volume: &str) -> Result<(), CloudError>;
+    /// The instance that has claimed a coordinator's identity, if that can be read.
+    async fn coordinator(&self, id: u64) -> Option<String>;
+    /// Replaces the list of brokers for those outside the cluster.
+    async fn publish_brokers(&self, body: String) -> Result<(), StoreError>;
+}
+
+/// The real one.
+pub struct Aws {
+    pub compute: Compute,
+    pub groups: Groups,
+    pub store: ObjectStore,
+    /// The cluster's bucket.
+    pub bucket: String,
+}
+
+#[tonic::async_trait]
+impl Region for Aws {
+    async fn describe_instances(&self, ids: &[String]) -> Result<Vec<Instance>, CloudError> {
+        self.compute.describe_instances(ids).await
+    }
+
+    async fn terminate_in_group(&self, instance: &str) -> Result<(), CloudError> {
+        self.groups.terminate_in_group(instance).await
+    }
+
+    async fn describe_volumes(&self, ids: &[String]) -> Result<Vec<Volume>, CloudError> {
+        self.compute.describe_volumes(ids).await
+    }
+
+    async fn create_volume(&self, zone: &str, tags: &BTreeMap<String, String>, token: &str) -> Result<String, CloudError> {
+        self.compute.create_volume(zone, VOLUME_GIB, tags, token).await
+    }
+
+    async fn attach_volume(&self, volume: &str, instance: &str, device: &str) -> Result<(), CloudError> {
+        self.compute.attach_volume(volume, instance, device).await
+    }
+
+    async fn detach_volume(&self, volume: &str) -> Result<(), CloudError> {
+        self.compute.detach_volume(volume).await
+    }
+
+    async fn coordinator(&self, id: u64) -> Option<String> {
+        bootstrap::holder(&self.store, &self.bucket, id).await
+    }
+
+    async fn publish_brokers(&self, body: String) -> Result<(), StoreError> {
+        self.store.put(&self.bucket, "kafka/brokers.json", body.into(), "application/json").await.map(drop)
+    }
+}
