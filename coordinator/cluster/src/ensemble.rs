@@ -9,6 +9,7 @@ use crate::{
     command::Command,
     health::serving,
     ids::{RoleName, SlotId},
+    mutant,
     observe::{EnsembleSeen, Observations, Phase},
     report::Gate,
     state::{ClusterState, Lifecycle, Membership, Node, Slot},
@@ -82,7 +83,7 @@ impl<'a> List<'a> {
     /// Joiners that are in sync become voters: in the place of the member they replace, or, when the ensemble grows, so that the number of voters stays odd.
     fn joined(&self) -> Option<Result<Reconfig, Gate>> {
         // A joiner answers only once it is in sync; it calls itself follower or observer, as it is not in the committed list yet.
-        let in_sync = |(id, slot, _): &(&SlotId, &Slot, &Node)| self.obs.phase(id, slot.generation) == Phase::Healthy;
+        let in_sync = |(id, slot, _): &(&SlotId, &Slot, &Node)| self.obs.phase(id, slot.generation) == Phase::Healthy || mutant!("joiner-not-in-sync");
         let joiners: Vec<_> = self.placed().filter(|(_, slot, _)| !self.seen.voters.contains_key(&slot.member_id)).filter(in_sync).collect();
         let (id, slot, node) = *joiners.first()?;
         // From observer to voter in one step can fail while a member is down: out, then in again.
@@ -91,7 +92,8 @@ impl<'a> List<'a> {
         }
         let replacing = |(_, slot, _): &&(&SlotId, &Slot, &Node)| slot.retired_member.is_some_and(|old| self.seen.voters.contains_key(&old));
         if let Some((id, slot, node)) = joiners.iter().find(replacing) {
-            return Some(Ok(self.change(id, slot.retired_member.into_iter().collect(), vec![(slot.member_id, node.address.clone())])));
+            let old = slot.retired_member.filter(|_| !mutant!("grow-to-replace"));
+            return Some(Ok(self.change(id, old.into_iter().collect(), vec![(slot.member_id, node.address.clone())])));
         }
         let add = |(_, slot, node): &(&SlotId, &Slot, &Node)| (slot.member_id, node.address.clone());
         if let Some(orphan) = self.unknown().next() {

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ids::{NodeId, RoleName, SlotId},
+    mutant,
     observe::{Observations, Phase},
     planner::{Ledger, Seek},
     report::Gate,
@@ -122,10 +123,10 @@ impl<'a> Departures<'a, '_> {
         if role.fencing != Fencing::Quorum {
             return None;
         }
-        if let Some(other) = self.releases.iter().find(|other| other.role == id.role) {
+        if let Some(other) = self.releases.iter().find(|other| other.role == id.role && !mutant!("two-voters-at-once")) {
             return Some(Gate::new(id, format!("{other} of the same quorum is moving"), format!("{other} is healthy elsewhere")));
         }
-        if let Some(other) = self.wellness.other_unwell(id) {
+        if let Some(other) = self.wellness.other_unwell(id).filter(|_| !mutant!("drain-of-a-weak-quorum")) {
             return Some(Gate::new(id, format!("{other} of the same quorum is not healthy"), format!("{other} is healthy")));
         }
         if role.membership == Membership::Kafka { self.kafka_blocked(id, slot) } else { None }

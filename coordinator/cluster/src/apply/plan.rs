@@ -6,6 +6,7 @@ use super::{Events, node_mut, slot_mut, slots::vacate};
 use crate::{
     command::{Action, Plan, Rejection},
     ids::{Generation, NodeId, Revision, RoleName, SlotId},
+    mutant,
     state::{ClusterState, Fencing, Lifecycle, Proof, RoleSpec},
 };
 
@@ -13,7 +14,7 @@ use crate::{
 pub const LAST_MEMBER_ID: u32 = 255;
 
 pub fn carry_out(state: &mut ClusterState, before: Revision, plan: &Plan, events: &mut Events) -> Result<(), Rejection> {
-    if plan.based_on != before {
+    if plan.based_on != before && !mutant!("stale-plan") {
         return Err(Rejection::Stale { based_on: plan.based_on, revision: before });
     }
     let mut next = tried(state, plan, events)?;
@@ -152,7 +153,9 @@ fn grant(state: &mut ClusterState, taken: &mut Taken, (slot, node, member_id): (
     of_role.members.insert(member_id, slot.index);
     let role = slot.role.clone();
     let found = slot_mut(state, slot)?;
-    if let Some(holder) = &found.holder {
+    if let Some(holder) = &found.holder
+        && !mutant!("held-slot-granted")
+    {
         return Err(Rejection::Held { slot: slot.clone(), holder: holder.clone() });
     }
     if found.member_id != member_id {
@@ -168,7 +171,9 @@ fn grant(state: &mut ClusterState, taken: &mut Taken, (slot, node, member_id): (
     found.holder = Some(node.clone());
     found.releasing = false;
     found.wanted_move = None;
-    found.generation = Generation(revision.0);
+    if !mutant!("generation-not-raised") || found.generation.0 == 0 {
+        found.generation = Generation(revision.0);
+    }
     let ensemble: &mut crate::state::Ensemble = state.ensembles.entry(role).or_default();
     ensemble.last_member = ensemble.last_member.max(member_id);
     events.say("slot granted", slot, format!("to {node}, generation {revision}"));
@@ -192,7 +197,11 @@ fn remove(state: &mut ClusterState, slot: &SlotId, events: &mut Events) -> Resul
 
 /// Whether an expired lease shows that nobody can act on a slot of this role any more.
 pub(crate) fn lease_is_proof(role: &RoleSpec) -> bool {
-    role.fencing == Fencing::Disposable || (role.fencing == Fencing::Exclusive && role.fenced_sinks)
+    match role.fencing {
+        Fencing::Disposable => true,
+        Fencing::Exclusive => role.fenced_sinks || mutant!("silence-moves-an-unfenced-role"),
+        Fencing::Quorum => mutant!("silence-moves-a-quorum-role"),
+    }
 }
 
 /// Whether `proof` shows that `holder` cannot act on a slot of this role any more.

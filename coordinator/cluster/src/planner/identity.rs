@@ -6,6 +6,7 @@ use super::{Vacant, founded};
 use crate::{
     apply::{MOST_SLOTS, free_member_id},
     ids::RoleName,
+    mutant,
     observe::Observations,
     state::{ClusterState, Membership},
 };
@@ -43,7 +44,7 @@ impl<'a> Pool<'a> {
         }
         let founder = self.state.ensembles.get(wanted.seek.role).is_some_and(|ensemble| ensemble.founders.contains(&slot.member_id));
         let unseen = wanted.seek.spec.volume && slot.volume.is_none() && !slot.used && founder;
-        if empty_disk && founded && !unseen { self.free(wanted) } else { Some(slot.member_id) }
+        if empty_disk && founded && !unseen && !mutant!("old-member-on-an-empty-disk") { self.free(wanted) } else { Some(slot.member_id) }
     }
 
     fn free(&self, wanted: &Vacant<'a>) -> Option<u32> {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ids::{NodeId, RoleName, Zone},
+    mutant,
     state::{ClusterState, Lifecycle, Node, RoleSpec},
 };
 
@@ -176,7 +177,7 @@ impl<'a> Ledger<'a> {
     }
 
     fn same_role_in_zone(&self, seek: &Seek<'a>, zone: &'a Zone) -> usize {
-        if !seek.spec.spread_zones {
+        if !seek.spec.spread_zones || mutant!("zones-not-spread") {
             return 0;
         }
         let members = self.members.get(&(seek.role, zone)).copied().unwrap_or(0);
