@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vp-publish", &["vp-cloud", "vp-jobs"]),
     ("vp-localcloud", &["vp-cloud"]),
     ("vpctl", &["vp-cloud", "vp-jobs", "vp-localcloud", "vp-proto"]),
+    ("vp-sim", &["vp-agent", "vp-cloud", "vp-cluster", "vp-coordinator", "vp-proto"]),
     ("vp-core-tests", &["vp-agent", "vp-cluster", "vp-coordinator", "vp-proto"]),
     ("vp-tests", &["vp-agent", "vp-cloud", "vp-cluster", "vp-coordinator", "vp-core-tests", "vp-jobs", "vp-localcloud", "vp-proto"]),
 ];
