@@ -6,16 +6,20 @@ export CARGO_TARGET_DIR := $(VP_CACHE)/target
 
 PROGRAMS := vpctl vp-agent vp-coordinator vp-localcloud vp-ingest vp-publish
 SETUP_FOR ?= demo
-TIERS ?= unit process region
+TIERS ?= unit sim process region
+SEEDS ?= 20000
+SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs demo test lint bench bench-core chaos clean clean-cache pins
+.PHONY: help setup build programs demo test sim mutants lint bench bench-core chaos clean clean-cache pins
 
 help: ## say what there is
 	@echo "vp: a self-healing cluster that processes videos, here on this one machine."
 	@echo
 	@echo "  make demo    the whole path once: a region comes up, a video goes through, an instance is killed, another takes over"
 	@echo "  make test    every test (TIERS='unit' for the quick ones)"
+	@echo "  make sim     whole clusters decided by seeds, every step checked (SEEDS=20000 SECONDS=600)"
+	@echo "  make mutants plants each known bug and says which check notices it"
 	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
 	@echo
 	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint|bench-core|chaos"
@@ -48,6 +52,14 @@ demo: build ## a video through the cluster, and again while an instance dies
 test: SETUP_FOR := test
 test: build ## every tier
 	@tests/run $(TIERS)
+
+sim: SETUP_FOR := test
+sim: setup ## many seeds; a failing one says how to replay it
+	@tests/sim/run --seeds $(SEEDS) --seconds $(SECONDS)
+
+mutants: SETUP_FOR := test
+mutants: setup ## fails when a planted bug is noticed by nothing
+	@tests/sim/mutants
 
 lint: SETUP_FOR := lint
 lint: setup ## no complaint is let through
