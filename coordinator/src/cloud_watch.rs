@@ -73,22 +73,8 @@ impl CloudWatch {
             self.terminate_lost(&state, memory).await;
             self.look_at_volumes(&state).await;
             self.move_volumes(&state).await;
-            self.look_at_coordinators().await;
         }
         self.publish_brokers(&state, memory).await;
-    }
-
-    /// A claim is made once: it is read until it is there.
-    async fn look_at_coordinators(&self) {
-        let data = &self.leader.settings.user_data;
-        for peer in &data.coordinators {
-            if self.leader.world.lock().coordinators.contains_key(&peer.id) {
-                continue;
-            }
-            if let Some(instance) = self.region.coordinator(peer.id).await {
-                self.leader.world.lock().coordinators.insert(peer.id, instance);
-            }
-        }
     }
 
     fn busy(&self, state: &ClusterState) -> bool {
@@ -280,7 +266,7 @@ fn device(state: &ClusterState, holder: &NodeId, id: &SlotId) -> String {
     }
 }
 
-fn translate(state: InstanceState) -> Instance {
+pub(crate) fn translate(state: InstanceState) -> Instance {
     match state {
         InstanceState::Pending => Instance::Pending,
         InstanceState::Running => Instance::Running,

@@ -8,11 +8,11 @@ use std::{
 use fail::fail_point;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
-use vp_cluster::{ClusterState, Command, Observations, Rejection, Zone, observe::CoordinatorSeen};
+use vp_cluster::{ClusterState, Command, MemberId, Observations, Rejection, Zone, observe::CoordinatorSeen, requests::Answer};
 
 use crate::{
     machine::Entry,
-    raft::{ProposeError, RaftHandle},
+    raft::{ProposeError, RaftHandle, ReadError},
     registry::{Clock, Registry},
     settings::Settings,
     world::World,
@@ -39,6 +39,10 @@ pub fn unix_ms() -> u64 {
 
 pub struct Leader {
     pub settings: Settings,
+    /// Name and incarnation of the cluster, as peers say it to each other.
+    pub cluster_id: String,
+    /// Which member of the coordinators' group this is.
+    pub member: MemberId,
     pub raft: RaftHandle,
     pub state: watch::Receiver<Arc<ClusterState>>,
     pub registry: Registry,
@@ -66,12 +70,25 @@ impl Leader {
         self.registry.observe(&mut obs);
         let seen = self.world.lock();
         obs.joining = seen.nodes == 0 || obs.now_ms.saturating_sub(seen.joined_ms) < JOINING_MS;
+        let state = self.state();
+        let group = &state.coordinators;
         // Not asked yet: they are taken to live, so that no zone counts as lost.
-        let answers = |id: u64| id == self.settings.me.id || seen.answering.as_ref().is_none_or(|answering| answering.contains(&id));
-        obs.coordinators =
-            self.settings.user_data.coordinators.iter().map(|peer| CoordinatorSeen { zone: Zone(peer.zone.clone()), answers: answers(peer.id) }).collect();
+        let answers = |slot: u32| {
+            let member = group.of_slot(slot).map(|(id, _)| id);
+            member == Some(self.member) || seen.answering.as_ref().is_none_or(|answering| member.is_some_and(|member| answering.contains(&member)))
+        };
+        obs.coordinators = group.slots.iter().map(|(number, slot)| CoordinatorSeen { zone: slot.zone.clone(), answers: answers(*number) }).collect();
         drop(seen);
         obs
+    }
+
+    /// A state at least as new as everything that was acknowledged before the call.
+    ///
+    /// # Errors
+    /// Not leader, too busy, stopping: nothing was read.
+    pub async fn current(&self) -> Result<Arc<ClusterState>, ReadError> {
+        self.raft.read_index().await?;
+        Ok(self.state())
     }
 
     /// Proposes one command and waits until it is applied here. Returns the index it was applied at.
@@ -79,13 +96,21 @@ impl Leader {
     /// # Errors
     /// Rejected by `apply`, not leader, or outcome unknown.
     pub async fn propose(&self, command: Command) -> Result<u64, CommandError> {
-        let bytes = serde_json::to_vec(&Entry { unix_ms: (self.unix_ms)(), command }).map_err(CommandError::Reply)?;
+        self.ask(None, command).await
+    }
+
+    /// As [`Leader::propose`], for a client that may ask again under the same id: applied once, and answered alike each time.
+    ///
+    /// # Errors
+    /// As [`Leader::propose`].
+    pub async fn ask(&self, request: Option<String>, command: Command) -> Result<u64, CommandError> {
+        let bytes = serde_json::to_vec(&Entry { unix_ms: (self.unix_ms)(), request, command }).map_err(CommandError::Reply)?;
         fail_point!("leader::propose");
         let applied = self.raft.propose(bytes).await?;
         fail_point!("leader::proposed");
-        let rejection: Option<Rejection> = serde_json::from_slice(&applied.reply).map_err(CommandError::Reply)?;
-        match rejection {
-            None => Ok(applied.index),
+        let answer: Answer = serde_json::from_slice(&applied.reply).map_err(CommandError::Reply)?;
+        match answer.rejection {
+            None => Ok(answer.revision.0),
             Some(rejection) => Err(rejection.into()),
         }
     }

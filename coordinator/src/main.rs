@@ -10,28 +10,32 @@ use tokio::{
     sync::{Notify, watch},
 };
 use tonic::transport::Server;
-use tracing::info;
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use vp_cloud::{Endpoints, Session, autoscaling::Groups, ec2::Compute, s3::ObjectStore};
+use vp_cluster::MemberId;
 use vp_coordinator::{
-    api::{agents::AgentsApi, operators::OperatorsApi},
-    bootstrap,
+    api::{agents::AgentsApi, coordinators::CoordinatorsApi, operators::OperatorsApi},
+    bootstrap::{self, Me, Place},
+    claims::Bucket,
     cloud_watch::CloudWatch,
     control::{Control, Findings},
     identity::Verifier,
+    joining::ByLeader,
     leader::{self, Leader},
     machine::ClusterMachine,
+    membership::{self, Membership},
     peers, raft,
     region::Aws,
     registry::Registry,
     settings::Settings,
-    state_hash, storage,
+    state_hash,
     world::World,
     zookeeper::{Administrator, ZooKeeper},
 };
 use vp_proto::{
     COORDINATOR_PORT, MAX_MESSAGE_BYTES,
-    v1::{agents_server::AgentsServer, operators_server::OperatorsServer},
+    v1::{agents_server::AgentsServer, coordinators_server::CoordinatorsServer, operators_server::OperatorsServer},
 };
 
 /// A member of the replicated coordinator group. Everything it needs comes from instance metadata and user data.
@@ -60,7 +64,8 @@ async fn main() -> anyhow::Result<()> {
     .await;
     let store = ObjectStore::new(&session);
     let compute = Compute::new(session.shared());
-    bootstrap::claim(&store, &settings).await.context("this coordinator does not serve")?;
+    let bucket = || Bucket { store: store.clone(), name: settings.user_data.buckets.cluster.clone() };
+    let place = bootstrap::find_place(&bucket(), &ByLeader(&settings), &Me::new(&settings)).await.context("this coordinator does not serve")?;
     let administrator = loop {
         match Administrator::load(&store, &settings.user_data.buckets.cluster).await {
             Ok(administrator) => break administrator,
@@ -68,24 +73,20 @@ async fn main() -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
-    Box::pin(serve(settings, &session, store, compute, administrator)).await
+    let bucket = bucket();
+    Box::pin(serve(settings, place, &session, bucket, compute, administrator)).await
 }
 
-async fn serve(settings: Settings, session: &Session, store: ObjectStore, compute: Compute, administrator: Administrator) -> anyhow::Result<()> {
+async fn serve(settings: Settings, place: Place, session: &Session, claims: Bucket, compute: Compute, administrator: Administrator) -> anyhow::Result<()> {
     let data = &settings.user_data;
+    let member = MemberId(place.member);
     let (machine, state, reached) = ClusterMachine::new();
     let state_hash = state_hash::latest(reached);
-    let voters: Vec<u64> = data.coordinators.iter().map(|peer| peer.id).collect();
-    let addresses = data.coordinators.iter().map(|peer| (peer.id, SocketAddr::from((peer.address, COORDINATOR_PORT)))).collect();
-    let identity = bootstrap::identity(&settings);
-    // The claim was made on this disk: if it is gone by now, it is lost.
-    let disk = storage::StoreOptions { must_exist: true, ..storage::StoreOptions::default() };
-    let config = raft::Config { id: settings.me.id, voters, ..raft::Config::default() };
-    let node = raft::open(&settings.data, &identity, disk, config, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
-    let network = peers::Network::new(data.cluster.clone(), settings.me.id, settings.me.address.into(), addresses);
+    let node = place.open(&settings.data, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
+    let address = SocketAddr::from((settings.me.address, COORDINATOR_PORT));
+    let network = peers::Network::new(place.cluster_id.clone(), place.member, address, place.members.clone());
     let (raft, raft_ended) = raft::start(node, network.outgoing());
 
-    let address = SocketAddr::from((settings.me.address, COORDINATOR_PORT));
     let verifier = Verifier {
         public_key: STANDARD.decode(data.identity_public_key.trim()).context("identity_public_key in the user data is not base64")?,
         cluster: data.cluster.clone(),
@@ -93,8 +94,12 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
         group: data.group.clone(),
         compute: compute.clone(),
     };
+    let instance = settings.instance_id.clone();
+    let Place { cluster_id, incarnation, .. } = place;
     let leader = Arc::new(Leader {
         settings,
+        cluster_id,
+        member,
         raft: raft.clone(),
         state,
         registry: Registry::default(),
@@ -104,33 +109,58 @@ async fn serve(settings: Settings, session: &Session, store: ObjectStore, comput
     });
     let (findings, found) = watch::channel(Findings::default());
     let control = Control { leader: leader.clone(), zookeeper_digest: administrator.digest(), findings };
-    let bucket = leader.settings.user_data.buckets.cluster.clone();
-    let region = Aws { compute, groups: Groups::new(session.shared()), store, bucket };
+    let region = Aws { compute: compute.clone(), groups: Groups::new(session.shared()), store: claims.store.clone(), bucket: claims.name.clone() };
     let watch = CloudWatch { leader: leader.clone(), region: Arc::new(region) };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
-    let agents = AgentsServer::new(AgentsApi { leader: leader.clone(), verifier }).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let superseded = bootstrap::superseded(Bucket { store: claims.store.clone(), name: claims.name.clone() }, incarnation);
+    let membership = Membership { leader: leader.clone(), compute, claims };
+    let connections = membership::follow(network.clone(), member, leader.state.clone());
     let agreement = state_hash::run(leader.clone(), state_hash.clone());
+    let agents = AgentsServer::new(AgentsApi { leader: leader.clone(), verifier: verifier.clone() }).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let coordinators = CoordinatorsServer::new(CoordinatorsApi { leader: leader.clone(), verifier }).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let operators = OperatorsServer::new(OperatorsApi { leader, findings: found }).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(1)))
         .http2_keepalive_timeout(Some(Duration::from_secs(2)))
         .max_concurrent_streams(256)
         .add_service(agents)
+        .add_service(coordinators)
         .add_service(operators)
-        .add_service(network.service(raft, state_hash.clone()))
+        .add_service(network.service(raft.clone(), &instance, state_hash))
         .serve(address);
-    info!(%address, "coordinator serving");
+    let server = tokio::spawn(server);
+    info!(%address, %member, "coordinator serving");
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
-    tokio::select! {
-        ended = server => ended.context("the gRPC server ended")?,
-        ended = raft_ended => ended.context("the log's task ended")?,
+    tokio::pin!(raft_ended);
+    let stands_aside = tokio::select! {
+        ended = server => return ended?.context("the gRPC server ended"),
+        ended = &mut raft_ended => return ended.context("the log's task ended"),
         () = spawned(control.run()) => bail!("the control loop ended"),
         () = spawned(watch.run()) => bail!("the cloud watch ended"),
-        () = spawned(agreement) => bail!("this member's state differs from the majority's at the same index: replace it"),
         () = spawned(zookeeper.run()) => bail!("the zookeeper watch ended"),
-        _ = terminate.recv() => info!("asked to stop"),
-        _ = tokio::signal::ctrl_c() => info!("asked to stop"),
+        () = spawned(membership.run()) => bail!("the membership watch ended"),
+        () = spawned(superseded) => bail!("the cluster was restored as another incarnation: this one is over"),
+        index = tokio::spawn(agreement) => {
+            network.differs(index?);
+            error!("this member's state differs from the majority's at the same index: it takes no part any more, terminate its instance");
+            true
+        }
+        () = spawned(connections) => {
+            warn!("this member was removed from the coordinators' group: it takes no part any more, terminate its instance");
+            true
+        }
+        _ = terminate.recv() => false,
+        _ = tokio::signal::ctrl_c() => false,
+    };
+    // Whoever follows need not wait for an election; and the state is written, so that the next start replays little.
+    membership::hand_over(&raft).await;
+    raft.stop();
+    raft_ended.await.context("the log's task ended")?;
+    if stands_aside {
+        // The boot program would start it again, to no end; meanwhile it still says to whoever asks what it is.
+        terminate.recv().await;
     }
+    info!("stopped as asked");
     Ok(())
 }
 

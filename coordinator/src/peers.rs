@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use fail::fail_point;
@@ -15,12 +16,14 @@ use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};
 use vp_proto::MAX_MESSAGE_BYTES;
 use vp_proto::v1::peers_client::PeersClient;
-use vp_proto::v1::peers_server::{Peers, PeersServer};
+use vp_proto::v1::peers_server::PeersServer;
 use vp_proto::v1::{Envelope, IdentifyRequest, IdentifyResponse, SendSummary};
 
 use crate::raft::{Outbox, RaftHandle};
 
 const QUEUE: usize = 256;
+/// Members one may have, those on their way in and out included.
+const MOST_PEERS: usize = 16;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// From "the leader's process has ended" to standing for election: time for the others to learn it, then one after another, so that votes are not split.
@@ -32,68 +35,176 @@ struct Parcel {
     snapshot: bool,
 }
 
+/// One outgoing stream.
 struct Link {
     peer: u64,
     address: SocketAddr,
     from: IpAddr,
-    /// How many members stand for election before this one when the peer is gone.
+    /// How many members stood for election before this one when the stream was made, if the peer were gone.
     rank: u32,
     parcels: mpsc::Receiver<Parcel>,
 }
 
-/// The connections of one member to the others.
-pub struct Network {
-    cluster: String,
-    id: u64,
-    members: Vec<u64>,
-    senders: BTreeMap<u64, mpsc::Sender<Parcel>>,
-    links: Mutex<Vec<Link>>,
+/// What is known of another member: where it is, and the way to its stream (which ends when this is dropped).
+struct Peer {
+    address: SocketAddr,
+    parcels: mpsc::Sender<Parcel>,
 }
 
-/// Where the raft thread puts its messages.
-pub struct Outgoing {
+#[derive(Default)]
+struct Peers {
+    by_id: BTreeMap<u64, Peer>,
+    /// Highest id this member knows to have been given.
+    last_member: u64,
+}
+
+/// Envelopes that were not stepped, since the start.
+#[derive(Default)]
+pub struct Refused {
+    /// Of another cluster, or of this one before it was restored.
+    pub cluster: AtomicU64,
+    /// To a member that this is not: its predecessor at this address, most likely.
+    pub receiver: AtomicU64,
+    /// From a member that was removed, or never was one.
+    pub sender: AtomicU64,
+    /// Not what a member sends.
+    pub malformed: AtomicU64,
+}
+
+impl Refused {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        [&self.cluster, &self.receiver, &self.sender, &self.malformed].iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+struct Shared {
     cluster: String,
     id: u64,
-    senders: BTreeMap<u64, mpsc::Sender<Parcel>>,
+    own: SocketAddr,
+    peers: RwLock<Peers>,
+    /// Streams that wait for the raft thread to be started.
+    waiting: Mutex<Vec<Link>>,
+    raft: OnceLock<RaftHandle>,
+    refused: Refused,
+    differs_at: AtomicU64,
 }
+
+/// The connections of one member to the others, who come and go with the replicated state.
+#[derive(Clone)]
+pub struct Network(Arc<Shared>);
+
+/// Where the raft thread puts its messages.
+pub struct Outgoing(Arc<Shared>);
 
 impl Network {
     /// Member `id` at `own`, among `members` (itself may be listed). Connects to nobody before [`Network::service`].
-    pub fn new(cluster: String, id: u64, own: IpAddr, members: BTreeMap<u64, SocketAddr>) -> Network {
-        let (mut senders, mut links) = (BTreeMap::new(), Vec::new());
-        for (&peer, &address) in members.iter().filter(|(peer, _)| **peer != id) {
-            let (sender, parcels) = mpsc::channel(QUEUE);
-            senders.insert(peer, sender);
-            let rank = members.keys().filter(|other| **other < id && **other != peer).count() as u32;
-            links.push(Link { peer, address, from: own, rank, parcels });
-        }
-        Network { cluster, id, members: members.into_keys().collect(), senders, links: Mutex::new(links) }
+    pub fn new(cluster: String, id: u64, own: SocketAddr, members: BTreeMap<u64, SocketAddr>) -> Network {
+        let network = Network(Arc::new(Shared {
+            cluster,
+            id,
+            own,
+            peers: RwLock::default(),
+            waiting: Mutex::default(),
+            raft: OnceLock::new(),
+            refused: Refused::default(),
+            differs_at: AtomicU64::new(0),
+        }));
+        let last_member = members.keys().last().copied().unwrap_or_default();
+        network.update(&members, last_member);
+        network
     }
 
     /// What to give to [`crate::raft::start`].
     pub fn outgoing(&self) -> Outgoing {
-        Outgoing { cluster: self.cluster.clone(), id: self.id, senders: self.senders.clone() }
+        Outgoing(self.0.clone())
     }
 
     /// Starts the outgoing streams (on the current runtime; they end when the raft thread does) and gives the service, which
-    /// tells peers the index and hash that `state_hash` gives.
-    pub fn service(&self, raft: RaftHandle, state_hash: StateHash) -> PeersServer<PeersApi> {
-        let links = std::mem::take(&mut *self.links.lock().unwrap_or_else(PoisonError::into_inner));
+    /// tells peers which instance this is, and the index and hash that `state_hash` gives.
+    pub fn service(&self, raft: RaftHandle, instance: &str, state_hash: StateHash) -> PeersServer<PeersApi> {
+        if self.0.raft.set(raft.clone()).is_ok() {
+            self.0.start_waiting();
+        }
+        PeersServer::new(PeersApi { network: self.0.clone(), raft, state_hash, instance: instance.to_owned() }).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The members are these now, and no id above `last_member` has been given. Streams to others end.
+    pub fn update(&self, members: &BTreeMap<u64, SocketAddr>, last_member: u64) {
+        self.0.update(members, last_member);
+    }
+
+    pub fn refused(&self) -> &Refused {
+        &self.0.refused
+    }
+
+    /// This member has stopped because a majority had another state at `index`; it says so when asked.
+    pub fn differs(&self, index: u64) {
+        self.0.differs_at.store(index, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn update(&self, members: &BTreeMap<u64, SocketAddr>, last_member: u64) {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        peers.last_member = peers.last_member.max(last_member);
+        let known_up_to = last_member;
+        peers.by_id.retain(|id, peer| *id > known_up_to || members.get(id) == Some(&peer.address));
+        for (&id, &address) in members {
+            if id != self.id && peers.by_id.get(&id).is_none_or(|peer| peer.address != address) {
+                let rank = members.keys().filter(|other| **other < self.id && **other != id).count() as u32;
+                let peer = self.link(id, address, rank);
+                peers.by_id.insert(id, peer);
+            }
+        }
+        drop(peers);
+        if self.raft.get().is_some() {
+            self.start_waiting();
+        }
+    }
+
+    fn link(&self, peer: u64, address: SocketAddr, rank: u32) -> Peer {
+        let (sender, parcels) = mpsc::channel(QUEUE);
+        let link = Link { peer, address, from: self.own.ip(), rank, parcels };
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(link);
+        Peer { address, parcels: sender }
+    }
+
+    fn start_waiting(&self) {
+        let Some(raft) = self.raft.get() else { return };
+        let links = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for link in links {
             tokio::spawn(link.run(raft.clone()));
         }
-        PeersServer::new(PeersApi { cluster: self.cluster.clone(), id: self.id, members: self.members.clone(), raft, state_hash })
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Whether `from` is a member. One with an id beyond all that this member has heard of was added while it was behind: only from it can it
+    /// learn so. It is answered at the address it comes from (a member binds its streams to its own).
+    fn knows(&self, from: u64, at: Option<IpAddr>) -> bool {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        if peers.by_id.contains_key(&from) {
+            return true;
+        }
+        let unheard_of = from > peers.last_member && peers.by_id.len() < MOST_PEERS;
+        let rank = peers.by_id.keys().filter(|other| **other < self.id).count() as u32;
+        drop(peers);
+        let (true, Some(at)) = (unheard_of && from != self.id, at) else { return false };
+        tracing::info!(peer = from, address = %at, "a member added while this one was behind");
+        let peer = self.link(from, SocketAddr::new(at, self.own.port()), rank);
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).by_id.entry(from).or_insert(peer);
+        self.start_waiting();
+        true
     }
 }
 
 impl Outbox for Outgoing {
     fn send(&mut self, message: Message) -> bool {
         let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
-        let envelope = Envelope { cluster: self.cluster.clone(), from: self.id, to: message.to, message: message.encode_to_vec() };
+        let envelope = Envelope { cluster: self.0.cluster.clone(), from: self.0.id, to: message.to, message: message.encode_to_vec() };
         fail_point!("peers::send", |_| false);
+        let peers = self.0.peers.read().unwrap_or_else(PoisonError::into_inner);
         // A dropped message is repeated by Raft.
-        self.senders.get(&message.to).is_some_and(|sender| sender.try_send(Parcel { envelope, snapshot }).is_ok())
+        peers.by_id.get(&message.to).is_some_and(|peer| peer.parcels.try_send(Parcel { envelope, snapshot }).is_ok())
     }
 }
 
@@ -193,37 +304,52 @@ pub type StateHash = Arc<dyn Fn() -> (u64, u64) + Send + Sync>;
 
 /// The Peers service.
 pub struct PeersApi {
-    cluster: String,
-    id: u64,
-    members: Vec<u64>,
+    network: Arc<Shared>,
     raft: RaftHandle,
     state_hash: StateHash,
+    instance: String,
 }
 
 impl PeersApi {
-    fn check(&self, envelope: &Envelope) -> Result<Message, Status> {
-        if envelope.cluster != self.cluster || envelope.to != self.id {
-            return Err(Status::permission_denied(format!("this is member {} of cluster {:?}", self.id, self.cluster)));
+    /// Everything that must hold before a message is stepped: an address is used again by a successor, an id never.
+    fn check(&self, envelope: &Envelope, at: Option<IpAddr>) -> Result<Message, Status> {
+        let Shared { cluster, id, refused, .. } = &*self.network;
+        let refuse = |count: &AtomicU64, status: Status| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Err(status)
+        };
+        if envelope.cluster != *cluster {
+            return refuse(&refused.cluster, Status::permission_denied(format!("this is member {id} of cluster {cluster:?}")));
         }
-        let message = Message::decode(envelope.message.as_slice()).map_err(|_| Status::invalid_argument("not a raft message"))?;
-        let member = envelope.from != self.id && self.members.contains(&envelope.from);
-        if !member || message.from != envelope.from || message.to != self.id {
-            return Err(Status::permission_denied("sender or receiver do not match the envelope"));
+        if envelope.to != *id {
+            return refuse(&refused.receiver, Status::permission_denied(format!("this is member {id} of cluster {cluster:?}")));
+        }
+        let Ok(message) = Message::decode(envelope.message.as_slice()) else {
+            return refuse(&refused.malformed, Status::invalid_argument("not a raft message"));
+        };
+        if message.from != envelope.from || message.to != *id {
+            return refuse(&refused.malformed, Status::permission_denied("sender or receiver do not match the envelope"));
+        }
+        if envelope.from == *id || !self.network.knows(envelope.from, at) {
+            return refuse(&refused.sender, Status::permission_denied(format!("{} is no member", envelope.from)));
         }
         match message.get_msg_type() {
-            MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => Err(Status::permission_denied("peers may not propose")),
+            MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => {
+                refuse(&refused.malformed, Status::permission_denied("peers may not propose"))
+            }
             _ => Ok(message),
         }
     }
 }
 
 #[tonic::async_trait]
-impl Peers for PeersApi {
+impl vp_proto::v1::peers_server::Peers for PeersApi {
     async fn send(&self, request: Request<Streaming<Envelope>>) -> Result<Response<SendSummary>, Status> {
+        let at = request.remote_addr().map(|address| address.ip());
         let mut envelopes = request.into_inner();
         let mut accepted = 0;
         while let Some(envelope) = envelopes.message().await? {
-            let message = self.check(&envelope).inspect_err(|status| {
+            let message = self.check(&envelope, at).inspect_err(|status| {
                 tracing::warn!(from = envelope.from, cluster = envelope.cluster, reason = status.message(), "peer envelope refused");
             })?;
             fail_point!("peers::step");
@@ -237,11 +363,22 @@ impl Peers for PeersApi {
 
     async fn identify(&self, request: Request<IdentifyRequest>) -> Result<Response<IdentifyResponse>, Status> {
         let cluster = request.into_inner().cluster;
-        if cluster != self.cluster {
-            return Err(Status::permission_denied(format!("this is cluster {:?}", self.cluster)));
+        if cluster != self.network.cluster {
+            return Err(Status::permission_denied(format!("this is cluster {:?}", self.network.cluster)));
         }
         let status = self.raft.status();
         let (applied, state_hash) = (self.state_hash)();
-        Ok(Response::new(IdentifyResponse { cluster, id: self.id, term: status.term, leader_id: status.leader, applied, state_hash }))
+        Ok(Response::new(IdentifyResponse {
+            cluster,
+            id: self.network.id,
+            term: status.term,
+            leader_id: status.leader,
+            applied,
+            state_hash,
+            instance_id: self.instance.clone(),
+            supports: vp_cluster::version::NEWEST,
+            refused_envelopes: self.network.refused.total(),
+            differs_at: self.network.differs_at.load(Ordering::Relaxed),
+        }))
     }
 }

@@ -9,8 +9,6 @@ use vp_cloud::{
     s3::{ObjectStore, StoreError},
 };
 
-use crate::bootstrap;
-
 /// Size of a new volume.
 const VOLUME_GIB: i32 = 20;
 
@@ -27,8 +25,6 @@ pub trait Region: Send + Sync + 'static {
     async fn create_volume(&self, zone: &str, tags: &BTreeMap<String, String>, token: &str) -> Result<String, CloudError>;
     async fn attach_volume(&self, volume: &str, instance: &str, device: &str) -> Result<(), CloudError>;
     async fn detach_volume(&self, volume: &str) -> Result<(), CloudError>;
-    /// The instance that has claimed a coordinator's identity, if that can be read.
-    async fn coordinator(&self, id: u64) -> Option<String>;
     /// Replaces the list of brokers for those outside the cluster.
     async fn publish_brokers(&self, body: String) -> Result<(), StoreError>;
 }
@@ -66,10 +62,6 @@ impl Region for Aws {
 
     async fn detach_volume(&self, volume: &str) -> Result<(), CloudError> {
         self.compute.detach_volume(volume).await
-    }
-
-    async fn coordinator(&self, id: u64) -> Option<String> {
-        bootstrap::holder(&self.store, &self.bucket, id).await
     }
 
     async fn publish_brokers(&self, body: String) -> Result<(), StoreError> {

@@ -28,7 +28,7 @@ pub struct UserData {
     _run: String,
     pub group: String,
     pub coordinators: Vec<Peer>,
-    pub coordinator: u64,
+    pub coordinator: u32,
     pub lease_ms: u64,
     pub aws: Aws,
     pub buckets: Buckets,
@@ -39,7 +39,7 @@ pub struct UserData {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
-    pub id: u64,
+    pub id: u32,
     pub address: Ipv4Addr,
     pub zone: String,
     pub group: String,
@@ -99,6 +99,11 @@ pub struct Settings {
     pub user_data: UserData,
     pub me: Peer,
     pub instance_id: String,
+    /// The instance's own address; it serves at the coordinator's.
+    pub instance_address: String,
+    /// The region's word on who this instance is, and its signature.
+    pub identity_document: String,
+    pub identity_signature: String,
     /// Where the log and the applied state live.
     pub data: PathBuf,
     /// The role catalogue of the image.
@@ -119,7 +124,11 @@ impl Settings {
         let user_data = parse(&metadata.get("user-data").await?)?;
         let me = user_data.coordinators.iter().find(|peer| peer.id == user_data.coordinator).cloned();
         let me = me.ok_or_else(|| SettingsError::UserData(format!("coordinator {} is not in the list of coordinators", user_data.coordinator)))?;
-        Ok(Self { user_data, me, instance_id, data: root.join("coordinator"), roles: image.join("roles") })
+        let instance_address = metadata.get("meta-data/local-ipv4").await?;
+        let identity_document = metadata.get("dynamic/instance-identity/document").await?;
+        let identity_signature = metadata.get("dynamic/instance-identity/signature").await?;
+        let data = root.join("coordinator");
+        Ok(Self { user_data, me, instance_id, instance_address, identity_document, identity_signature, data, roles: image.join("roles") })
     }
 }
 
@@ -133,7 +142,7 @@ pub fn parse(text: &str) -> Result<UserData, SettingsError> {
     if user_data.lease_ms < SHORTEST_LEASE_MS || user_data.lease_ms > LONGEST_LEASE_MS {
         return refuse(format!("lease_ms is {}; allowed are {SHORTEST_LEASE_MS} to {LONGEST_LEASE_MS}", user_data.lease_ms));
     }
-    let mut ids: Vec<u64> = user_data.coordinators.iter().map(|peer| peer.id).collect();
+    let mut ids: Vec<u32> = user_data.coordinators.iter().map(|peer| peer.id).collect();
     ids.sort_unstable();
     ids.dedup();
     if ids.len() != user_data.coordinators.len() || ids.first() == Some(&0) {

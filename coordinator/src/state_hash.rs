@@ -1,36 +1,30 @@
 //! Do the members agree on what the log has made? Each compares the hash of its state with the others' at the same index, and one that a majority
-//! contradicts stops loudly. Left out: mending (its log is sound, but what it made of it is not to be trusted).
+//! contradicts stops loudly, and says so to whoever asks, so that status shows it. Left out: mending (its log is sound, but what it made of it is not to be trusted).
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::future::join_all;
-use tokio::{sync::watch, time::timeout};
-use tonic::transport::Endpoint;
-use tracing::error;
-use vp_cluster::ClusterState;
-use vp_proto::{
-    COORDINATOR_PORT,
-    v1::{IdentifyRequest, peers_client::PeersClient},
+use tokio::sync::watch;
+use tracing::{error, warn};
+use vp_cluster::{
+    ClusterState, Command, MemberId, Revision,
+    coordinators::{CoordinatorChange, Standing},
 };
 
-use crate::{leader::Leader, peers::StateHash};
+use crate::{api::group::identify, leader::Leader, peers::StateHash};
 
 /// Time between two comparisons.
 const EVERY: Duration = Duration::from_secs(5);
-/// How long a peer may take to answer; one that does not is not compared.
-const WITHIN: Duration = Duration::from_millis(700);
 
 /// A state and the Raft index it was reached at.
 pub type Reached = (u64, Arc<ClusterState>);
 
 /// First 8 bytes of the SHA-256 of the state as a snapshot would carry it.
 pub fn hash(state: &ClusterState) -> u64 {
-    let bytes = serde_json::to_vec(state).unwrap_or_default();
-    let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+    let digest = ring::digest::digest(&ring::digest::SHA256, &crate::machine::encode(state));
     digest.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
@@ -50,8 +44,10 @@ pub fn latest(reached: watch::Receiver<Reached>) -> StateHash {
 /// What a comparison shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Agreement {
-    /// Nobody at the same index says anything else.
-    Agreed,
+    /// Nobody at the same index says anything else; these say the same.
+    Agreed(Vec<u64>),
+    /// More than half of all members, this one among them, agree against these.
+    Outvotes(Vec<u64>),
     /// These members differ from this one, and no majority says who is wrong.
     Differ(Vec<u64>),
     /// More than half of all members agree on another state than this one's.
@@ -60,10 +56,13 @@ pub enum Agreement {
 
 /// Judges own (index, hash) against the others' (id, index, hash), of `members` in all. Other indexes say nothing.
 pub fn judge(own: (u64, u64), others: &[(u64, u64, u64)], members: usize) -> Agreement {
-    let differ: Vec<&(u64, u64, u64)> = others.iter().filter(|(_, index, hash)| *index == own.0 && *hash != own.1).collect();
+    let (same, differ): (Vec<_>, Vec<_>) = others.iter().filter(|(_, index, _)| *index == own.0).partition(|(_, _, hash)| *hash == own.1);
     let ids = |of: &[&(u64, u64, u64)]| of.iter().map(|(id, ..)| *id).collect::<Vec<u64>>();
     if differ.is_empty() {
-        return Agreement::Agreed;
+        return Agreement::Agreed(ids(&same));
+    }
+    if same.len() + 1 > members / 2 {
+        return Agreement::Outvotes(ids(&differ));
     }
     for (_, _, hash) in &differ {
         let together: Vec<_> = differ.iter().copied().filter(|other| other.2 == *hash).collect();
@@ -74,42 +73,67 @@ pub fn judge(own: (u64, u64), others: &[(u64, u64, u64)], members: usize) -> Agr
     Agreement::Differ(ids(&differ))
 }
 
-/// Compares for ever; ends when this member is the one that is wrong.
-pub async fn run(leader: Arc<Leader>, own: StateHash) {
+/// Compares for ever; ends with the index at which this member is the one that is wrong.
+pub async fn run(leader: Arc<Leader>, own: StateHash) -> u64 {
     let mut alarmed = Vec::new();
     loop {
         tokio::time::sleep(EVERY).await;
-        let data = &leader.settings.user_data;
-        let peers = data.coordinators.iter().filter(|peer| peer.id != leader.settings.me.id);
-        let asked = peers.map(|peer| identify(SocketAddr::from((peer.address, COORDINATOR_PORT)), &data.cluster));
+        let state = leader.state();
+        let members = &state.coordinators.members;
+        let asked = members.iter().filter(|(id, _)| **id != leader.member).map(|(_, member)| identify(&member.address, &leader.cluster_id));
         let before = own();
-        let others: Vec<(u64, u64, u64)> = join_all(asked).await.into_iter().flatten().collect();
-        leader.world.lock().answering = Some(others.iter().map(|(id, ..)| *id).collect());
-        match judge(before, &others, data.coordinators.len()) {
-            Agreement::Agreed => alarmed.clear(),
-            Agreement::Outvoted(members) => {
-                error!(index = before.0, ?members, "this member's state is not what the majority has at the same index");
-                return;
+        let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        let others: Vec<(u64, u64, u64)> = answers.iter().map(|answer| (answer.id, answer.applied, answer.state_hash)).collect();
+        leader.world.lock().answering = Some(others.iter().map(|(id, ..)| MemberId(*id)).collect());
+        let voters = members.values().filter(|member| member.standing == Standing::Voter).count();
+        for stopped in answers.iter().filter(|answer| answer.differs_at != 0) {
+            record(&leader, stopped.id, Some(stopped.differs_at)).await;
+        }
+        match judge(before, &others, voters) {
+            Agreement::Agreed(same) => {
+                alarmed.clear();
+                for id in same {
+                    record(&leader, id, None).await;
+                }
             }
-            Agreement::Differ(members) => {
-                error!(index = before.0, ?members, "coordinators have different states at the same index");
-                if alarmed != members && leader.leads() {
-                    let detail = format!("coordinators {members:?} differ from the leader at index {}", before.0);
+            Agreement::Outvotes(ids) => {
+                error!(index = before.0, members = ?ids, "coordinators have another state than the majority at the same index");
+                for id in ids {
+                    record(&leader, id, Some(before.0)).await;
+                }
+            }
+            Agreement::Outvoted(ids) => {
+                error!(index = before.0, members = ?ids, "this member's state is not what the majority has at the same index");
+                record(&leader, leader.member.0, Some(before.0)).await;
+                return before.0;
+            }
+            Agreement::Differ(ids) => {
+                error!(index = before.0, members = ?ids, "coordinators have different states at the same index");
+                if alarmed != ids && leader.leads() {
+                    let detail = format!("coordinators {ids:?} differ from the leader at index {}", before.0);
                     leader.note("state mismatch", "coordinators", detail).await;
-                    alarmed = members;
+                    alarmed = ids;
                 }
             }
         }
     }
 }
 
-async fn identify(address: SocketAddr, cluster: &str) -> Option<(u64, u64, u64)> {
-    let asked = async {
-        let channel = Endpoint::from_shared(format!("http://{address}")).ok()?.connect().await.ok()?;
-        PeersClient::new(channel).identify(IdentifyRequest { cluster: cluster.to_owned() }).await.ok()
+/// Puts into the log that a member differs, or agrees again; only the leader does, and only what is new.
+async fn record(leader: &Leader, id: u64, differs_at: Option<u64>) {
+    let member = MemberId(id);
+    let state = leader.state();
+    let Some(known) = state.coordinators.members.get(&member) else { return };
+    if !leader.leads() || known.differs_at.is_some() == differs_at.is_some() {
+        return;
+    }
+    let change = match differs_at {
+        Some(at) => CoordinatorChange::Differs { member, at: Revision(at) },
+        None => CoordinatorChange::Agrees { member },
     };
-    let answer = timeout(WITHIN, asked).await.ok()??.into_inner();
-    Some((answer.id, answer.applied, answer.state_hash))
+    if let Err(error) = leader.propose(Command::Coordinators(change)).await {
+        warn!(%error, "event not recorded");
+    }
 }
 
 #[cfg(test)]
@@ -125,11 +149,12 @@ mod tests {
     #[test]
     fn only_equal_indexes_are_compared_and_a_majority_decides_who_is_wrong() {
         type Answers = &'static [(u64, u64, u64)];
-        let cases: [(&str, Answers, usize, Agreement); 8] = [
-            ("all the same", &[(2, 9, 1), (3, 9, 1)], 3, Agreement::Agreed),
-            ("nobody answers", &[], 3, Agreement::Agreed),
-            ("others are elsewhere", &[(2, 8, 5), (3, 10, 5)], 3, Agreement::Agreed),
-            ("one differs", &[(2, 9, 5), (3, 9, 1)], 3, Agreement::Differ(vec![2])),
+        let cases: [(&str, Answers, usize, Agreement); 9] = [
+            ("all the same", &[(2, 9, 1), (3, 9, 1)], 3, Agreement::Agreed(vec![2, 3])),
+            ("nobody answers", &[], 3, Agreement::Agreed(vec![])),
+            ("others are elsewhere", &[(2, 8, 5), (3, 10, 5)], 3, Agreement::Agreed(vec![])),
+            ("one differs", &[(2, 9, 5), (3, 9, 1)], 3, Agreement::Outvotes(vec![2])),
+            ("one of five differs", &[(2, 9, 5), (3, 9, 1), (4, 9, 1), (5, 8, 1)], 5, Agreement::Outvotes(vec![2])),
             ("one differs, one is elsewhere", &[(2, 9, 5), (3, 8, 5)], 3, Agreement::Differ(vec![2])),
             ("both differ, alike", &[(2, 9, 5), (3, 9, 5)], 3, Agreement::Outvoted(vec![2, 3])),
             ("all three differ", &[(2, 9, 5), (3, 9, 6)], 3, Agreement::Differ(vec![2, 3])),
@@ -146,7 +171,7 @@ mod tests {
         let run = |texts: &[&str]| {
             let (mut machine, _, reached) = ClusterMachine::new();
             for (index, text) in (1..).zip(texts) {
-                let entry = Entry { unix_ms: 5, command: note(text) };
+                let entry = Entry { unix_ms: 5, request: None, command: note(text) };
                 machine.apply(index, &serde_json::to_vec(&entry).unwrap());
                 machine.batch_done(index);
             }
@@ -167,7 +192,7 @@ mod tests {
         let (mut machine, _, reached) = ClusterMachine::new();
         let latest = latest(reached);
         let empty = latest();
-        let entry = Entry { unix_ms: 5, command: Command::Note { kind: "x".to_owned(), subject: String::new(), detail: String::new() } };
+        let entry = Entry { unix_ms: 5, request: None, command: Command::Note { kind: "x".to_owned(), subject: String::new(), detail: String::new() } };
         machine.apply(4, &serde_json::to_vec(&entry).unwrap());
         machine.batch_done(4);
         assert_eq!(latest().0, 4);

@@ -6,8 +6,9 @@ use std::{
 };
 
 use vp_cluster::{
-    NodeId, SlotId, VolumeId,
+    MemberId, NodeId, SlotId, VolumeId,
     observe::{BrakeMemory, EnsembleSeen, Instance, KafkaSeen, Observations, VolumeSeen},
+    report::Gate,
 };
 
 #[derive(Default)]
@@ -30,9 +31,11 @@ pub struct Seen {
     /// When nodes were given up for their silence.
     pub given_up_ms: BTreeMap<NodeId, u64>,
     /// Other coordinators that answered when they were last asked; None: not asked yet.
-    pub answering: Option<Vec<u64>>,
-    /// Which instance claimed each coordinator's identity.
-    pub coordinators: BTreeMap<u64, String>,
+    pub answering: Option<Vec<MemberId>>,
+    /// What the coordinators' group waits for.
+    pub coordinator_gates: Vec<Gate>,
+    /// A coordinator's new instance asks to join: its predecessor is looked up in EC2 at once.
+    pub coordinator_waits: bool,
 }
 
 impl World {

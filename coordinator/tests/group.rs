@@ -35,9 +35,9 @@ fn member(root: &Path, id: u64, port: u16) -> Member {
     let settings = Config { tick: Duration::from_millis(50), ..config(id, &VOTERS) };
     let ledger = Ledger::default();
     let node = open(&root.join(id.to_string()), &identity(id), StoreOptions::default(), settings, ledger.clone()).unwrap();
-    let network = Network::new("test".to_owned(), id, own.ip(), members);
+    let network = Network::new("test".to_owned(), id, own, members);
     let (handle, ended) = start(node, network.outgoing());
-    let service = network.service(handle.clone(), std::sync::Arc::new(|| (7, 42)));
+    let service = network.service(handle.clone(), "i-1", std::sync::Arc::new(|| (7, 42)));
     let server = tokio::spawn(async move {
         tonic::transport::Server::builder().add_service(service).serve(own).await.unwrap();
     });
@@ -113,7 +113,7 @@ async fn envelopes_of_another_cluster_sender_or_receiver_are_refused() {
     let refused = [
         ("cluster", envelope("other", 2, 1, heartbeat(2, 1)), Code::PermissionDenied),
         ("receiver", envelope("test", 2, 3, heartbeat(2, 3)), Code::PermissionDenied),
-        ("sender no member", envelope("test", 9, 1, heartbeat(9, 1)), Code::PermissionDenied),
+        ("sender no member", envelope("test", 0, 1, heartbeat(0, 1)), Code::PermissionDenied),
         ("sender is itself", envelope("test", 1, 1, heartbeat(1, 1)), Code::PermissionDenied),
         ("message of another sender", envelope("test", 2, 1, heartbeat(3, 1)), Code::PermissionDenied),
         ("message to another", envelope("test", 2, 1, heartbeat(2, 3)), Code::PermissionDenied),
@@ -126,8 +126,12 @@ async fn envelopes_of_another_cluster_sender_or_receiver_are_refused() {
     }
     let taken = client.send(futures::stream::iter([envelope("test", 2, 1, heartbeat(2, 1))])).await.unwrap();
     assert_eq!(taken.into_inner().accepted, 1);
+    // An id beyond all that it has heard of: added while it was behind, and only that member can tell it so.
+    let taken = client.send(futures::stream::iter([envelope("test", 9, 1, heartbeat(9, 1))])).await.unwrap();
+    assert_eq!(taken.into_inner().accepted, 1);
     let said = client.identify(vp_proto::v1::IdentifyRequest { cluster: "test".to_owned() }).await.unwrap().into_inner();
-    assert_eq!((said.id, said.applied, said.state_hash), (1, 7, 42));
+    assert_eq!((said.id, said.applied, said.state_hash, said.instance_id.as_str()), (1, 7, 42, "i-1"));
+    assert_eq!(said.refused_envelopes, 8, "each refusal is counted");
     stop(one).await;
 }
 

@@ -54,7 +54,7 @@ fn a_cluster_in_which_anything_may_die() {
     scenarios.run("instance killed with nobody told: terminated and replaced", || killed_silently(&region));
     scenarios.run("volumes lost too: empty-disk rules", || volumes_lost(&region));
     scenarios.run("three ZooKeeper moves in a row strand nobody", || three_moves(&region));
-    scenarios.run("coordinator's instance terminated: no tolerance left, the cluster goes on", || coordinator_lost(&region));
+    scenarios.run("coordinator's instance terminated: no tolerance left, the cluster goes on, its successor joins", || coordinator_lost(&region));
     scenarios.run("the stream never had two holders", || {
         println!("   {} looks, {} holders", observer.looks(), observer.holders().len());
         ensure!(observer.looks() > 100 && !observer.holders().is_empty(), "the observer saw nothing");
@@ -220,6 +220,13 @@ fn coordinator_lost(region: &Region) -> anyhow::Result<()> {
     region.wait_healthy(seconds(120))?;
     let before = region.generations()?;
     let follower = (1..=3).find(|id| region.status().is_ok_and(|status| status["leader"].as_u64() != Some(*id))).context("one follows")?;
+    let member = |id: u64| -> anyhow::Result<(Option<u64>, Option<String>)> {
+        let status = region.status()?;
+        let all = status["coordinators"].as_array().context("there are coordinators")?;
+        let one = all.iter().find(|one| one["id"].as_u64() == Some(id)).context("it is listed")?;
+        Ok((one["member"].as_u64(), one["instance"].as_str().map(str::to_owned)))
+    };
+    let old = member(follower)?;
     region.kill_instance(&region.coordinator_instance(follower)?.id)?;
     wait_until("status says that no tolerance is left", seconds(30), || {
         let answer = region.ctl(&["status"])?;
@@ -228,6 +235,13 @@ fn coordinator_lost(region: &Region) -> anyhow::Result<()> {
     })?;
     let job = region.submit(&sample("clip-10s.mp4"))?;
     region.wait_job(&job.id, JOB)?;
+    wait_until("its successor votes and status is well", seconds(120), || {
+        let answer = region.ctl(&["status"])?;
+        ensure!(answer.code == 0, "exit code {}: {}", answer.code, answer.json()?["reasons"]);
+        Ok(Some(()))
+    })?;
+    let new = member(follower)?;
+    ensure!(new.0 > old.0 && new.1 != old.1, "another instance under a fresh member id: {old:?}, then {new:?}");
     let after = region.generations()?;
     ensure!(after == before, "slots moved: {before:?}, then {after:?}");
     Ok(())

@@ -35,6 +35,9 @@ pub struct PlaceArguments {
     /// Coordinators' addresses, with commas (port 7400 unless given)
     #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT", help_heading = EVERYWHERE)]
     pub coordinators: Vec<String>,
+    /// Read any coordinator's copy, say how old it is
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
+    pub stale: bool,
     /// Name of a local region [default: dev]
     #[arg(long, global = true, value_name = "NAME", help_heading = EVERYWHERE)]
     pub region_name: Option<String>,
@@ -153,6 +156,16 @@ pub enum Command {
         #[command(subcommand)]
         command: BrakeCommand,
     },
+    /// Coordinators: which there are, one more, one less
+    Coordinators {
+        #[command(subcommand)]
+        command: CoordinatorsCommand,
+    },
+    /// The cluster's state in a file, for the day on which most coordinators are lost
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
     /// Upload videos to be processed
     Submit(SubmitArguments),
     /// Jobs: videos that were uploaded, and what became of them
@@ -171,6 +184,45 @@ pub enum Command {
     Completion {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CoordinatorsCommand {
+    /// Who there is, as what
+    List,
+    /// Want more of them: two at a time, their number stays odd
+    Add {
+        /// Number, address, zone and Auto Scaling Group of each
+        #[arg(required = true, value_name = "ID=ADDRESS,ZONE,GROUP")]
+        wanted: Vec<String>,
+    },
+    /// Want fewer of them: two at a time
+    Remove {
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<u32>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Write the state as of now into a file
+    Save {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Say what a file holds, and whether it is whole
+    Inspect {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Found the cluster anew on a file: only when no coordinator can lead any more (docs/runbooks/lost-quorum.md)
+    Restore {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The cluster's name, typed out: everything after the snapshot is given up
+        #[arg(long, value_name = "CLUSTER")]
+        confirm: String,
     },
 }
 

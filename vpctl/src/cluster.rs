@@ -16,7 +16,8 @@ use tonic::{Code, Request, Status, Streaming};
 use vp_proto::v1::operators_client::OperatorsClient;
 use vp_proto::v1::{
     Accepted, ApplyRequest, BrakeStatus, ClusterStatus, CordonRequest, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation, MoveRequest,
-    PlanReport, PlanRequest, ReleaseBrakeRequest, ScaleRequest, ShowBrakeRequest, SlotRef, StatusRequest,
+    PlanReport, PlanRequest, ReleaseBrakeRequest, SaveSnapshotRequest, SavedSnapshot, ScaleRequest, ShowBrakeRequest, SlotRef, StatusRequest,
+    WantCoordinatorsRequest, WantedCoordinator,
 };
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
 
@@ -30,18 +31,24 @@ const SEARCH: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(250);
 
 /// Calls that change something: sent and never answered, their outcome is unknown.
-const ORDERS: [&str; 6] = ["drain", "cordon", "move", "scale", "apply", "brake release"];
+const ORDERS: [&str; 7] = ["drain", "cordon", "move", "scale", "apply", "brake release", "coordinators"];
 
 /// The coordinators of one cluster, as operators see them.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     addresses: Vec<String>,
+    stale: bool,
 }
 
 impl Cluster {
     /// Addresses are `host:port`; at least one.
     pub fn new(addresses: Vec<String>) -> Self {
-        Self { addresses }
+        Self { addresses, stale: false }
+    }
+
+    /// Statuses are read from any member's copy.
+    pub fn stale(self, stale: bool) -> Self {
+        Self { stale, ..self }
     }
 
     fn tried(&self, reasons: &[String]) -> String {
@@ -50,12 +57,14 @@ impl Cluster {
 
     /// The cluster as its leader sees it; without one, as the newest coordinator that answers does.
     pub async fn status(&self) -> Result<ClusterStatus, Failure> {
-        let mut asked: FuturesUnordered<_> = self.addresses.iter().map(|a| ask_status(a)).collect();
+        let mut asked: FuturesUnordered<_> = self.addresses.iter().map(|a| ask_status(a, self.stale)).collect();
         let mut best: Option<ClusterStatus> = None;
         let mut hint = None;
         let mut reasons = Vec::new();
         while let Some((address, answer)) = asked.next().await {
             match answer {
+                // Whoever is first: its age is told.
+                Ok(status) if self.stale => return Ok(status),
                 Ok(status) => {
                     let leader = leader_address(&status);
                     if leader.as_deref() == Some(address) {
@@ -72,7 +81,7 @@ impl Cluster {
         }
         // A leader that is not among our addresses (they may be old) is asked too.
         if let Some(leader) = hint.filter(|leader| !self.addresses.contains(leader))
-            && let (_, Ok(status)) = ask_status(&leader).await
+            && let (_, Ok(status)) = ask_status(&leader, false).await
         {
             return Ok(status);
         }
@@ -99,31 +108,36 @@ impl Cluster {
 
     /// Drains a node, or takes a drain back.
     pub async fn drain(&self, instance_id: &str, undo: bool) -> Result<Accepted, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| client.drain(DrainRequest { instance_id: instance_id.to_owned(), undo }).await;
+        let request = DrainRequest { instance_id: instance_id.to_owned(), undo, request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.drain(request.clone()).await;
         self.at_leader("drain", call).await
     }
 
     /// Keeps new slots off a node, or lets them come again.
     pub async fn cordon(&self, instance_id: &str, undo: bool) -> Result<Accepted, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| client.cordon(CordonRequest { instance_id: instance_id.to_owned(), undo }).await;
+        let request = CordonRequest { instance_id: instance_id.to_owned(), undo, request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.cordon(request.clone()).await;
         self.at_leader("cordon", call).await
     }
 
     /// Wants one slot elsewhere, or takes that back.
     pub async fn move_slot(&self, request: MoveRequest) -> Result<Accepted, Failure> {
+        let request = MoveRequest { request_id: request_id(), ..request };
         let call = async |mut client: OperatorsClient<Channel>| client.move_slot(request.clone()).await;
         self.at_leader("move", call).await
     }
 
     /// Wants another number of slots of a role.
     pub async fn scale(&self, role: &str, wanted: u32) -> Result<Accepted, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| client.scale(ScaleRequest { role: role.to_owned(), wanted }).await;
+        let request = ScaleRequest { role: role.to_owned(), wanted, request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.scale(request.clone()).await;
         self.at_leader("scale", call).await
     }
 
     /// Wants what a spec in YAML says.
     pub async fn apply(&self, yaml: &str) -> Result<Accepted, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| client.apply(ApplyRequest { yaml: yaml.to_owned() }).await;
+        let request = ApplyRequest { yaml: yaml.to_owned(), request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.apply(request.clone()).await;
         self.at_leader("apply", call).await
     }
 
@@ -135,8 +149,22 @@ impl Cluster {
 
     /// Says that the nodes silent now are gone.
     pub async fn release_brake(&self, by: &str) -> Result<Accepted, Failure> {
-        let call = async |mut client: OperatorsClient<Channel>| client.release_brake(ReleaseBrakeRequest { by: by.to_owned() }).await;
+        let request = ReleaseBrakeRequest { by: by.to_owned(), request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.release_brake(request.clone()).await;
         self.at_leader("brake release", call).await
+    }
+
+    /// Changes which coordinators are wanted.
+    pub async fn want_coordinators(&self, add: Vec<WantedCoordinator>, remove: Vec<u32>) -> Result<Accepted, Failure> {
+        let request = WantCoordinatorsRequest { add, remove, request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.want_coordinators(request.clone()).await;
+        self.at_leader("coordinators", call).await
+    }
+
+    /// The whole state as of now.
+    pub async fn save_snapshot(&self) -> Result<SavedSnapshot, Failure> {
+        let call = async |mut client: OperatorsClient<Channel>| client.save_snapshot(SaveSnapshotRequest {}).await;
+        self.at_leader("snapshot", call).await
     }
 
     async fn at_leader<T>(&self, what: &str, call: impl AsyncFn(OperatorsClient<Channel>) -> Result<tonic::Response<T>, Status>) -> Result<T, Failure> {
@@ -162,7 +190,7 @@ impl Cluster {
                     Ok(Err(status)) => status,
                     Err(_) => Status::deadline_exceeded("no answer in time"),
                 };
-                unanswered |= status.code() == Code::DeadlineExceeded;
+                unanswered |= matches!(status.code(), Code::DeadlineExceeded | Code::Unknown);
                 reasons.push(format!("{address}: {}", why(&status)));
                 if let Some(leader) = leader_hint(status.metadata()) {
                     answered = true;
@@ -188,10 +216,10 @@ impl Cluster {
     }
 }
 
-async fn ask_status(address: &str) -> (&str, Result<ClusterStatus, Status>) {
+async fn ask_status(address: &str, stale: bool) -> (&str, Result<ClusterStatus, Status>) {
     let ask = async {
         let mut client = connect(address).await?;
-        Ok(client.status(StatusRequest {}).await?.into_inner())
+        Ok(client.status(StatusRequest { stale }).await?.into_inner())
     };
     let answer = tokio::time::timeout(CALL, ask).await;
     (address, answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))))
@@ -213,6 +241,11 @@ pub fn leader_address(status: &ClusterStatus) -> Option<String> {
     let leader = status.coordinators.iter().find(|c| c.leader || (status.leader_id != 0 && c.id == status.leader_id))?;
     let address = leader.address.as_str();
     Some(if address.contains(':') { address.to_owned() } else { format!("{address}:{}", vp_proto::COORDINATOR_PORT) })
+}
+
+/// One for all tries of one call: asked twice, it is applied once.
+fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 fn leader_hint(metadata: &MetadataMap) -> Option<String> {

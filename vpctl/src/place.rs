@@ -80,6 +80,12 @@ impl Place {
         Ok(Pipeline { store: ObjectStore::new(&self.session().await?), uploads, results })
     }
 
+    /// The store with the bucket in which the coordinators keep their claims.
+    pub async fn cluster_bucket(&self) -> Result<(ObjectStore, String), Failure> {
+        let bucket = self.bucket("VP_CLUSTER_BUCKET", "cluster")?;
+        Ok((ObjectStore::new(&self.session().await?), bucket))
+    }
+
     fn bucket(&self, name: &str, role: &str) -> Result<String, Failure> {
         if !self.region_is_named()
             && let Some(bucket) = variable(name)

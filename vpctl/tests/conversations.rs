@@ -80,7 +80,7 @@ impl Operators for Scripted {
     }
 
     async fn move_slot(&self, request: Request<MoveRequest>) -> Result<Response<Accepted>, Status> {
-        let MoveRequest { slot, instance_id, empty_disk, undo } = request.into_inner();
+        let MoveRequest { slot, instance_id, empty_disk, undo, .. } = request.into_inner();
         self.accepted(format!("move {} to {instance_id:?} {empty_disk} {undo}", slot.unwrap_or_default()))
     }
 
@@ -100,6 +100,19 @@ impl Operators for Scripted {
 
     async fn release_brake(&self, request: Request<ReleaseBrakeRequest>) -> Result<Response<Accepted>, Status> {
         self.accepted(format!("release brake by {}", request.into_inner().by))
+    }
+
+    async fn want_coordinators(&self, request: Request<WantCoordinatorsRequest>) -> Result<Response<Accepted>, Status> {
+        let request = request.into_inner();
+        let added: Vec<u32> = request.add.iter().map(|one| one.id).collect();
+        self.led(format!("coordinators {added:?} {:?}", request.remove))?;
+        Ok(Response::new(Accepted { revision: 13, note: "5 coordinators wanted".into() }))
+    }
+
+    async fn save_snapshot(&self, _: Request<SaveSnapshotRequest>) -> Result<Response<SavedSnapshot>, Status> {
+        self.led("snapshot".to_owned())?;
+        let state = br#"{"apply_version":1,"coordinators":{"slots":{"1":{}}},"nodes":{},"slots":{"kafka-1":{}}}"#.to_vec();
+        Ok(Response::new(SavedSnapshot { cluster: "dev".into(), cluster_id: "dev#1".into(), index: 9, term: 2, state }))
     }
 }
 

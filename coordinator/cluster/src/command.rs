@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
+    coordinators::CoordinatorChange,
+    ids::{Generation, MemberId, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
     state::{Proof, Spec},
 };
 
@@ -114,6 +115,12 @@ pub enum Command {
         slot: SlotId,
         member_id: u32,
     },
+    /// The coordinators' own group.
+    Coordinators(CoordinatorChange),
+    /// Every member supports these rules: from here on they hold.
+    RaiseApplyVersion {
+        to: u32,
+    },
     /// Something people should know that changes nothing (a refused join, an alarm).
     Note {
         kind: String,
@@ -206,6 +213,8 @@ pub enum Rejection {
     Held { slot: SlotId, holder: NodeId },
     #[error("no proof that {node} cannot act on {slot} any more")]
     NoProof { slot: SlotId, node: NodeId },
+    #[error("coordinator {slot} is member {member} on {instance}: it is replaced once EC2 says that instance is terminated")]
+    MemberLives { slot: u32, member: MemberId, instance: String },
     #[error("the spec is not usable: {0}")]
     BadSpec(String),
     #[error("{0}")]

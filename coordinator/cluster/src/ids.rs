@@ -66,6 +66,10 @@ number!(
     /// The Raft index at which a node registered; a later registration of the same instance is a new session.
     Session
 );
+number!(
+    /// A coordinator's id in its Raft group. Never given twice, so that a disk that forgot what it promised cannot vote again.
+    MemberId
+);
 
 /// An identity that outlives machines: role and index from 1, written `kafka-2`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

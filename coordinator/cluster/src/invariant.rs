@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::{
     apply::lease_is_proof,
+    coordinators::{Coordinators, Standing},
     ids::{NodeId, SlotId},
+    requests::REMEMBERED,
     state::{ClusterState, EVENT_RING, Fencing, Lifecycle, Membership, Proof, Slot},
 };
 
@@ -51,6 +53,29 @@ pub fn check(state: &ClusterState) -> Result<(), String> {
     wanted(state)?;
     if state.events.len() > EVENT_RING {
         return Err("the event ring has grown past its bound".to_owned());
+    }
+    if state.requests.len() > REMEMBERED {
+        return Err("the table of answered requests has grown past its bound".to_owned());
+    }
+    coordinators(&state.coordinators)
+}
+
+/// A slot has one voter, an id was given before it was used, and no two members that may act are one instance.
+fn coordinators(group: &Coordinators) -> Result<(), String> {
+    let mut voters = BTreeSet::new();
+    let mut instances = BTreeSet::new();
+    for (id, member) in &group.members {
+        if *id > group.last_member {
+            return Err(format!("coordinator member {id} is beyond the last id given, {}", group.last_member));
+        }
+        if member.standing == Standing::Voter && !voters.insert(member.slot) {
+            return Err(format!("coordinator {} has two voters", member.slot));
+        }
+        if let Some(instance) = member.instance.as_ref().filter(|_| !member.fenced)
+            && !instances.insert(instance)
+        {
+            return Err(format!("{instance} is two coordinator members"));
+        }
     }
     Ok(())
 }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
     command::Event,
+    coordinators::Coordinators,
     ids::{Generation, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
+    requests::Requests,
 };
 
 /// How many events the state keeps; older ones are dropped, first in first out.
@@ -204,6 +206,9 @@ pub struct Ensemble {
 pub struct ClusterState {
     /// The applied Raft index.
     pub revision: Revision,
+    /// The rules that `apply` obeys ([`crate::version`]).
+    pub apply_version: u32,
+    pub coordinators: Coordinators,
     pub spec: Spec,
     pub nodes: BTreeMap<NodeId, Node>,
     pub slots: BTreeMap<SlotId, Slot>,
@@ -211,6 +216,7 @@ pub struct ClusterState {
     #[cfg_attr(feature = "serde", serde(default))]
     pub brake_release: Option<BrakeRelease>,
     pub events: VecDeque<Event>,
+    pub requests: Requests,
 }
 
 impl ClusterState {

@@ -1,13 +1,19 @@
-//! The conversations of a coordinator: with agents and with operators (peers are in `peers`).
+//! The conversations of a coordinator: with agents, with operators, and with coordinators that want to become members (peers are in `peers`).
 
 pub mod agents;
+pub mod coordinators;
+pub mod group;
 pub mod operators;
 mod orders;
 
 use tonic::{Status, metadata::MetadataValue};
+use vp_cluster::MemberId;
 use vp_proto::LEADER_KEY;
 
-use crate::leader::Leader;
+use crate::{
+    leader::{CommandError, Leader},
+    raft::{ProposeError, ReadError},
+};
 
 /// "Not here": names the leader's address, empty when none is known.
 pub fn not_leader(leader: &Leader) -> Status {
@@ -20,8 +26,27 @@ pub fn not_leader(leader: &Leader) -> Status {
     status
 }
 
+/// Why a command was not done, as gRPC says it: "unknown outcome" is UNKNOWN and nothing else is.
+pub fn not_done(leader: &Leader, error: CommandError) -> Status {
+    match error {
+        CommandError::Rejected(rejection) => Status::failed_precondition(rejection.to_string()),
+        CommandError::Log(ProposeError::NotLeader { .. }) => not_leader(leader),
+        CommandError::Log(refused @ (ProposeError::Dropped | ProposeError::Shutdown)) => Status::unavailable(refused.to_string()),
+        CommandError::Log(large @ ProposeError::TooLarge { .. }) => Status::invalid_argument(large.to_string()),
+        unknown @ (CommandError::Log(ProposeError::UnknownOutcome) | CommandError::Reply(_)) => Status::unknown(unknown.to_string()),
+    }
+}
+
+/// Why a read was not confirmed.
+pub fn not_read(leader: &Leader, error: ReadError) -> Status {
+    match error {
+        ReadError::NotLeader { .. } => not_leader(leader),
+        busy @ (ReadError::Dropped | ReadError::Shutdown) => Status::unavailable(busy.to_string()),
+    }
+}
+
 fn leader_address(leader: &Leader) -> String {
-    let id = leader.raft.status().leader;
-    let peer = leader.settings.user_data.coordinators.iter().find(|peer| peer.id == id);
-    peer.map_or(String::new(), |peer| format!("{}:{}", peer.address, vp_proto::COORDINATOR_PORT))
+    let state = leader.state();
+    let member = state.coordinators.members.get(&MemberId(leader.raft.status().leader));
+    member.map_or(String::new(), |member| format!("{}:{}", member.address, vp_proto::COORDINATOR_PORT))
 }

@@ -1,37 +1,33 @@
 //! The conversation with people and their tools: status, plan, explain, events. What they order is in `orders`.
 
-use std::{pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{pin::Pin, str::FromStr, sync::Arc};
 
-use futures::{Stream, future::join_all};
-use tokio::{sync::watch, time::timeout};
+use futures::Stream;
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, transport::Endpoint};
+use tonic::{Request, Response, Status};
 use vp_cluster::{
     ClusterState, NodeId, Observations, SlotId,
     command::Event,
     health::{self, Coordinators, Health},
     liveness::BRAKE_OPENS,
+    requests::Answer,
     round::{self, Round},
     state::{Lifecycle, Slot},
 };
-use vp_proto::{
-    COORDINATOR_PORT,
-    v1::{self, operators_server::Operators, peers_client::PeersClient},
-};
+use vp_proto::v1::{self, operators_server::Operators};
 
 use super::{
-    not_leader,
+    group, not_done, not_read,
     orders::{self, Order},
 };
 use crate::{
     control::{Findings, lifecycle_name},
     desired::{fencing_name, slot_ref},
-    leader::{CommandError, Leader},
-    settings::Peer,
+    leader::Leader,
+    raft::ReadError,
 };
 
-/// How long a coordinator may take to say what it is before it counts as not reachable.
-const IDENTIFY_WITHIN: Duration = Duration::from_millis(700);
 /// Events waiting for one reader.
 const OUTBOX: usize = 64;
 
@@ -44,22 +40,33 @@ pub struct OperatorsApi {
 impl Operators for OperatorsApi {
     type EventsStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
 
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::ClusterStatus>, Status> {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::ClusterStatus>, Status> {
+        let stale = request.into_inner().stale;
         let raft = self.leader.raft.status();
-        let state = self.leader.state();
+        // A follower has no reports of its own: it says where to ask. Without a leader it says that.
+        let state = match self.leader.current().await {
+            Ok(state) => state,
+            Err(ReadError::NotLeader { .. }) if stale || raft.leader == 0 => self.leader.state(),
+            Err(error) => return Err(not_read(&self.leader, error)),
+        };
         let obs = self.leader.observations();
         let findings = self.findings.borrow().clone();
-        let coordinators = join_all(self.leader.settings.user_data.coordinators.iter().map(|peer| self.coordinator(peer, raft.leader))).await;
+        let coordinators = group::coordinators(&self.leader, &state).await;
         let reachable = coordinators.iter().filter(|coordinator| coordinator.reachable).count();
         let counted = Coordinators { wanted: coordinators.len(), reachable };
         let (mut health, mut reasons) = health::judge(&state, &obs, counted, &findings.brake);
+        let age_ms = self.leader.raft.age_ms();
         if raft.leader == 0 {
             health = Health::QuorumLost;
             reasons.insert(0, "no coordinator leads".to_owned());
-        } else if !raft.leads() {
-            // A follower has no reports of its own: it says where to ask.
-            return Err(not_leader(&self.leader));
         }
+        let mut wire = wire_health(health);
+        if stale && !raft.leads() && raft.leader != 0 {
+            wire = v1::Health::Unspecified;
+            reasons = vec![format!("a copy that may be {age_ms} ms old: how slots and nodes are doing only the leader hears")];
+        }
+        let mut alarms = alarms(&findings);
+        alarms.extend(group::alarms(&state.coordinators));
         let moves = state.slots.iter().filter(|(_, slot)| slot.holder.is_none() || slot.releasing).map(|(id, slot)| match &slot.holder {
             Some(holder) => format!("{id} is leaving {holder}"),
             None => format!("{id} waits for a place"),
@@ -68,21 +75,24 @@ impl Operators for OperatorsApi {
             cluster: self.leader.settings.user_data.cluster.clone(),
             revision: state.revision.0,
             term: raft.term,
-            leader_id: raft.leader,
-            health: wire_health(health).into(),
+            leader_id: group::number(&state, raft.leader),
+            health: wire.into(),
             reasons,
             coordinators,
             nodes: state.nodes.keys().map(|id| self.node(&state, id)).collect(),
             services: services(&state, &obs),
             slots: state.slots.iter().map(|(id, slot)| self.slot(&state, id, slot)).collect(),
             moves: moves.collect(),
-            alarms: alarms(&findings),
+            alarms,
+            answered_by: u64::from(self.leader.settings.me.id),
+            age_ms,
         }))
     }
 
     async fn plan(&self, _: Request<v1::PlanRequest>) -> Result<Response<v1::PlanReport>, Status> {
-        self.must_lead()?;
-        let Round { plan, gates, .. } = round::look(&self.leader.state(), &self.leader.observations());
+        let state = self.current().await?;
+        let Round { plan, mut gates, .. } = round::look(&state, &self.leader.observations());
+        gates.extend(self.leader.world.lock().coordinator_gates.iter().cloned());
         Ok(Response::new(v1::PlanReport {
             revision: plan.based_on.0,
             actions: plan.actions.iter().map(ToString::to_string).collect(),
@@ -91,10 +101,9 @@ impl Operators for OperatorsApi {
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::Explanation>, Status> {
-        self.must_lead()?;
+        let state = self.current().await?;
         let asked = request.into_inner().slot.ok_or_else(|| Status::invalid_argument("which slot? for example kafka-2"))?;
         let id = SlotId::from_str(&asked.to_string()).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let state = self.leader.state();
         let Some(slot) = state.slots.get(&id) else {
             let known = state.slots.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(Status::not_found(format!("there is no slot {id}; there are: {known}")));
@@ -107,7 +116,7 @@ impl Operators for OperatorsApi {
     }
 
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
-        self.must_lead()?;
+        self.current().await?;
         let v1::EventsRequest { after_revision, follow } = request.into_inner();
         let mut changes = self.leader.state.clone();
         let (outbox, events) = tokio::sync::mpsc::channel(OUTBOX);
@@ -152,56 +161,51 @@ impl Operators for OperatorsApi {
     }
 
     async fn show_brake(&self, _: Request<v1::ShowBrakeRequest>) -> Result<Response<v1::BrakeStatus>, Status> {
-        self.must_lead()?;
-        Ok(Response::new(orders::brake_status(&self.leader.state(), &self.leader.observations())))
+        let state = self.current().await?;
+        Ok(Response::new(orders::brake_status(&state, &self.leader.observations())))
     }
 
     async fn release_brake(&self, request: Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::Accepted>, Status> {
-        self.must_lead()?;
-        let order = orders::release_brake(&self.leader.state(), &self.leader.observations(), &request.into_inner());
-        self.order(order).await
+        let request = request.into_inner();
+        self.order_once(&request.request_id, |state| orders::release_brake(state, &self.leader.observations(), &request)).await
+    }
+
+    async fn want_coordinators(&self, request: Request<v1::WantCoordinatorsRequest>) -> Result<Response<v1::Accepted>, Status> {
+        let request = request.into_inner();
+        self.order_once(&request.request_id.clone(), |state| group::want(state, request)).await
+    }
+
+    async fn save_snapshot(&self, _: Request<v1::SaveSnapshotRequest>) -> Result<Response<v1::SavedSnapshot>, Status> {
+        Ok(Response::new(group::snapshot(&self.leader).await?))
     }
 }
 
 impl OperatorsApi {
+    /// A state that no acknowledged change is missing from.
+    async fn current(&self) -> Result<Arc<ClusterState>, Status> {
+        self.leader.current().await.map_err(|error| not_read(&self.leader, error))
+    }
+
+    /// As [`Self::order`], for one that is made from the state: asked again, the state it was made from is gone, and the first answer counts.
+    async fn order_once(&self, request_id: &str, order: impl FnOnce(&ClusterState) -> Result<Order, Status>) -> Result<Response<v1::Accepted>, Status> {
+        let state = self.current().await?;
+        match state.requests.answer(request_id) {
+            Some(Answer { revision, rejection: None }) => {
+                let note = format!("done at revision {}, when it was asked for first", revision.0);
+                Ok(Response::new(v1::Accepted { revision: revision.0, note }))
+            }
+            Some(Answer { rejection: Some(rejection), .. }) => Err(Status::failed_precondition(rejection.to_string())),
+            None => self.order(order(&state)).await,
+        }
+    }
+
     /// Puts an order into the log: accepted, refused with a reason, or nobody knows.
     async fn order(&self, order: Result<Order, Status>) -> Result<Response<v1::Accepted>, Status> {
-        self.must_lead()?;
-        let Order { command, note } = order?;
-        let outcome = self.leader.propose(command).await;
+        let Order { request, command, note } = order?;
+        let outcome = self.leader.ask(request, command).await;
         self.leader.wake.notify_one();
-        match outcome {
-            Ok(revision) => Ok(Response::new(v1::Accepted { revision, note })),
-            Err(CommandError::Rejected(rejection)) => Err(Status::failed_precondition(rejection.to_string())),
-            Err(error) => Err(Status::unknown(format!("unknown outcome: {error}"))),
-        }
-    }
-
-    fn must_lead(&self) -> Result<(), Status> {
-        if self.leader.leads() { Ok(()) } else { Err(not_leader(&self.leader)) }
-    }
-
-    async fn coordinator(&self, peer: &Peer, leader: u64) -> v1::CoordinatorStatus {
-        let mut status =
-            v1::CoordinatorStatus { id: peer.id, address: peer.address.to_string(), zone: peer.zone.clone(), leader: peer.id == leader, ..Default::default() };
-        status.instance_id = self.leader.world.lock().coordinators.get(&peer.id).cloned().unwrap_or_default();
-        if peer.id == self.leader.settings.me.id {
-            status.reachable = true;
-            status.applied = self.leader.raft.status().applied;
-            status.instance_id.clone_from(&self.leader.settings.instance_id);
-            return status;
-        }
-        let cluster = self.leader.settings.user_data.cluster.clone();
-        let asked = async {
-            let channel = Endpoint::from_shared(format!("http://{}:{COORDINATOR_PORT}", peer.address)).ok()?.connect().await.ok()?;
-            PeersClient::new(channel).identify(v1::IdentifyRequest { cluster }).await.ok()
-        };
-        if let Ok(Some(answer)) = timeout(IDENTIFY_WITHIN, asked).await {
-            let answer = answer.into_inner();
-            status.reachable = answer.id == peer.id;
-            status.applied = answer.applied;
-        }
-        status
+        let revision = outcome.map_err(|error| not_done(&self.leader, error))?;
+        Ok(Response::new(v1::Accepted { revision, note }))
     }
 
     fn node(&self, state: &ClusterState, id: &NodeId) -> v1::NodeStatus {

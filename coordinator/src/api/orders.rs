@@ -18,47 +18,58 @@ const LONGEST_NAME: usize = 80;
 /// A command and what is said when it is accepted.
 #[derive(Debug)]
 pub struct Order {
+    /// The client's id of this request, if it gave one.
+    pub request: Option<String>,
     pub command: Command,
     pub note: String,
 }
 
+impl Order {
+    /// An absent id is the empty text on the wire.
+    pub fn new(request_id: String, command: Command, note: String) -> Self {
+        Self { request: (!request_id.is_empty()).then_some(request_id), command, note }
+    }
+}
+
 pub fn drain(request: v1::DrainRequest) -> Result<Order, Status> {
-    let v1::DrainRequest { instance_id, undo } = request;
+    let v1::DrainRequest { instance_id, undo, request_id } = request;
     let node = NodeId(instance_id);
     let note = if undo { format!("{node} takes work again") } else { format!("{node} gives its slots away one by one; see 'vpctl plan'") };
-    Ok(Order { command: Command::SetDraining { node, draining: !undo }, note })
+    Ok(Order::new(request_id, Command::SetDraining { node, draining: !undo }, note))
 }
 
 pub fn cordon(request: v1::CordonRequest) -> Result<Order, Status> {
-    let v1::CordonRequest { instance_id, undo } = request;
+    let v1::CordonRequest { instance_id, undo, request_id } = request;
     let node = NodeId(instance_id);
     let note = if undo { format!("{node} takes slots again") } else { format!("{node} keeps what it holds and gets nothing new") };
-    Ok(Order { command: Command::SetCordoned { node, cordoned: !undo }, note })
+    Ok(Order::new(request_id, Command::SetCordoned { node, cordoned: !undo }, note))
 }
 
 pub fn move_slot(request: v1::MoveRequest) -> Result<Order, Status> {
-    let v1::MoveRequest { slot, instance_id, empty_disk, undo } = request;
+    let v1::MoveRequest { slot, instance_id, empty_disk, undo, request_id } = request;
     let asked = slot.ok_or_else(|| Status::invalid_argument("which slot? for example kafka-2"))?;
     let slot = SlotId::from_str(&asked.to_string()).map_err(|error| Status::invalid_argument(error.to_string()))?;
     if undo {
-        return Ok(Order { command: Command::CancelMove { slot: slot.clone() }, note: format!("{slot} is not moved any more") });
+        let note = format!("{slot} is not moved any more");
+        return Ok(Order::new(request_id, Command::CancelMove { slot }, note));
     }
     let to = (!instance_id.is_empty()).then_some(NodeId(instance_id));
     let note = format!("{slot} moves as soon as the others of its role can spare it; see 'vpctl explain {slot}'");
-    Ok(Order { command: Command::MoveSlot { slot, to, empty_disk }, note })
+    Ok(Order::new(request_id, Command::MoveSlot { slot, to, empty_disk }, note))
 }
 
 pub fn scale(request: v1::ScaleRequest) -> Result<Order, Status> {
-    let v1::ScaleRequest { role, wanted } = request;
+    let v1::ScaleRequest { role, wanted, request_id } = request;
     let note = format!("{wanted} of {role} are wanted; see 'vpctl plan'");
-    Ok(Order { command: Command::Scale { role: RoleName(role), pref: wanted }, note })
+    Ok(Order::new(request_id, Command::Scale { role: RoleName(role), pref: wanted }, note))
 }
 
 pub fn apply(roles: &Path, request: &v1::ApplyRequest) -> Result<Order, Status> {
     let wanted: SpecFile = serde_saphyr::from_str(&request.yaml).map_err(|error| Status::invalid_argument(format!("the spec cannot be read: {error}")))?;
     let spec = catalogue::spec(roles, &wanted).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let wanted: Vec<String> = spec.roles.iter().map(|(name, role)| format!("{} {name}", role.pref)).collect();
-    Ok(Order { command: Command::SetSpec { spec }, note: format!("wanted are {}; see 'vpctl plan'", wanted.join(", ")) })
+    let note = format!("wanted are {}; see 'vpctl plan'", wanted.join(", "));
+    Ok(Order::new(request.request_id.clone(), Command::SetSpec { spec }, note))
 }
 
 /// Names the nodes that are silent at this moment; those that fall silent later are none of its business.
@@ -73,7 +84,7 @@ pub fn release_brake(state: &ClusterState, obs: &Observations, request: &v1::Rel
     }
     let names: Vec<String> = nodes.keys().map(ToString::to_string).collect();
     let note = format!("the silence of {} is believed: they are given up and their instances terminated", names.join(", "));
-    Ok(Order { command: Command::ReleaseBrake { by, nodes }, note })
+    Ok(Order::new(request.request_id.clone(), Command::ReleaseBrake { by, nodes }, note))
 }
 
 pub fn brake_status(state: &ClusterState, obs: &Observations) -> v1::BrakeStatus {
@@ -106,13 +117,13 @@ mod tests {
     fn a_release_needs_a_name_and_somebody_who_is_silent() {
         let (state, obs) = (ClusterState::default(), Observations::default());
         for by in ["", "\n", "ada"] {
-            assert!(release_brake(&state, &obs, &v1::ReleaseBrakeRequest { by: by.to_owned() }).is_err(), "{by:?}");
+            assert!(release_brake(&state, &obs, &v1::ReleaseBrakeRequest { by: by.to_owned(), request_id: String::new() }).is_err(), "{by:?}");
         }
     }
 
     #[test]
     fn a_spec_that_cannot_be_read_is_refused_with_its_line() {
-        let refused = apply(Path::new("."), &v1::ApplyRequest { yaml: "roles:\n  kafka: {perf: 3}\n".to_owned() }).unwrap_err();
+        let refused = apply(Path::new("."), &v1::ApplyRequest { yaml: "roles:\n  kafka: {perf: 3}\n".to_owned(), request_id: String::new() }).unwrap_err();
         assert!(refused.message().contains("perf"), "{}", refused.message());
     }
 
@@ -120,7 +131,8 @@ mod tests {
     fn a_move_names_a_slot() {
         assert!(move_slot(v1::MoveRequest::default()).is_err());
         let slot = Some(v1::SlotRef { role: "kafka".to_owned(), index: 2 });
-        let order = move_slot(v1::MoveRequest { slot, instance_id: String::new(), empty_disk: false, undo: false }).unwrap();
+        let order = move_slot(v1::MoveRequest { slot, request_id: "7".to_owned(), ..v1::MoveRequest::default() }).unwrap();
         assert_eq!(order.command, Command::MoveSlot { slot: SlotId::new("kafka", 2), to: None, empty_disk: false });
+        assert_eq!(order.request.as_deref(), Some("7"));
     }
 }

@@ -11,7 +11,7 @@ pub mod logger;
 pub mod node;
 pub mod task;
 
-pub use node::{Config, Machine, Node, NodeError, Outbox};
+pub use node::{Config, Group, Machine, Node, NodeError, Outbox};
 pub use task::{Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, Task, start};
 
 use std::path::Path;

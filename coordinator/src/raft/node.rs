@@ -1,10 +1,12 @@
 //! One Raft member as a plain struct over a store, a machine and an outbox: no thread, no clock, no network, so that the
 //! simulator drives the very same code. Left out: proposals' callers and reads (`task`), transport (`peers`).
 
+use std::collections::BTreeMap;
+
 use fail::fail_point;
 use prost_raft::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata};
-use raft::{RawNode, ReadState, SnapshotStatus, StateRole};
+use raft::{ProgressState, RawNode, ReadState, SnapshotStatus, StateRole};
 use vp_cluster::mutant;
 
 use crate::storage::{self, StorageError, Store};
@@ -27,6 +29,10 @@ pub trait Machine: Send + 'static {
     fn snapshot(&self) -> Vec<u8>;
     /// Replaces the whole state. Must not change anything when it fails.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
+    /// The membership entry at `index` was applied and made the group `conf`: part of the machine's state, like a command.
+    fn configured(&mut self, index: u64, conf: &ConfState) {
+        let _ = (index, conf);
+    }
     /// A run of commands ending at `index` was applied (or a snapshot restored): a good moment to publish.
     fn batch_done(&mut self, index: u64) {
         let _ = index;
@@ -115,6 +121,23 @@ pub struct Progress {
     pub restored: bool,
 }
 
+/// The group's configuration and the leader's view of the other members.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Group {
+    pub conf: ConfState,
+    /// Empty unless this member leads.
+    pub peers: BTreeMap<u64, Peer>,
+}
+
+/// How another member is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// It has answered since the last check of the quorum (once an election timeout).
+    pub recent_active: bool,
+    /// Entries it is not known to have.
+    pub behind: u64,
+}
+
 /// One member.
 pub struct Node<S: Store, M> {
     raw: RawNode<S>,
@@ -122,6 +145,8 @@ pub struct Node<S: Store, M> {
     options: Config,
     applied: u64,
     snapshot_index: u64,
+    /// The group has changed: a new member takes no snapshot that does not name it.
+    snapshot_due: bool,
     cached: u64,
 }
 
@@ -157,7 +182,7 @@ impl<S: Store, M: Machine> Node<S, M> {
         config.validate()?;
         let raw = RawNode::new(&config, store, &super::logger::logger())?;
         let snapshot_index = raw.store().first_index()?.saturating_sub(1);
-        Ok(Node { raw, machine, options, applied, snapshot_index, cached: applied })
+        Ok(Node { raw, machine, options, applied, snapshot_index, snapshot_due: false, cached: applied })
     }
 
     /// The machine, for reading.
@@ -201,6 +226,28 @@ impl<S: Store, M: Machine> Node<S, M> {
     pub fn propose(&mut self, command: Vec<u8>) -> raft::Result<(u64, u64)> {
         self.raw.propose(Vec::new(), command)?;
         Ok((self.raw.raft.raft_log.last_index(), self.raw.raft.term))
+    }
+
+    /// Appends a membership change on the leader; the (index, term) it will have if it is ever committed. Dropped while another one is
+    /// not applied yet, or when it does not fit the configuration (raft-rs would replace it by an empty entry without a word).
+    pub fn propose_change(&mut self, change: ConfChangeV2) -> raft::Result<(u64, u64)> {
+        let joint = !self.conf_state().voters_outgoing.is_empty();
+        if self.raw.raft.has_pending_conf() || joint != change.changes.is_empty() {
+            return Err(raft::Error::ProposalDropped);
+        }
+        self.raw.propose_conf_change(Vec::new(), change)?;
+        Ok((self.raw.raft.raft_log.last_index(), self.raw.raft.term))
+    }
+
+    /// The group as this member knows it and, when it leads, how far each other member is.
+    pub fn group(&self) -> Group {
+        let raft = &self.raw.raft;
+        let last = raft.raft_log.last_index();
+        let peers = raft.prs().iter().filter(|(id, _)| **id != raft.id).map(|(id, progress)| {
+            let behind = if progress.state == ProgressState::Snapshot { last } else { last.saturating_sub(progress.matched) };
+            (*id, Peer { recent_active: progress.recent_active, behind })
+        });
+        Group { conf: self.conf_state(), peers: if self.leads() { peers.collect() } else { BTreeMap::new() } }
     }
 
     /// Does all pending work in raft-rs's documented order: (a leader's messages), snapshot, entries and hard state with one
@@ -284,11 +331,17 @@ impl<S: Store, M: Machine> Node<S, M> {
                 }
                 EntryType::EntryConfChange => {
                     let change = ConfChange::decode(entry.data.as_slice()).map_err(malformed)?;
-                    self.raw.apply_conf_change(&change)?;
+                    let conf = self.raw.apply_conf_change(&change)?;
+                    self.machine.configured(entry.index, &conf);
+                    self.snapshot_due = true;
+                    progress.replies.push((entry.index, entry.term, Vec::new()));
                 }
                 EntryType::EntryConfChangeV2 => {
                     let change = ConfChangeV2::decode(entry.data.as_slice()).map_err(malformed)?;
-                    self.raw.apply_conf_change(&change)?;
+                    let conf = self.raw.apply_conf_change(&change)?;
+                    self.machine.configured(entry.index, &conf);
+                    self.snapshot_due = true;
+                    progress.replies.push((entry.index, entry.term, Vec::new()));
                 }
             }
         }
@@ -316,10 +369,11 @@ impl<S: Store, M: Machine> Node<S, M> {
     }
 
     fn housekeeping(&mut self) -> Result<(), NodeError> {
-        if self.applied >= self.snapshot_index + self.options.snapshot_every {
+        if self.snapshot_due || self.applied >= self.snapshot_index + self.options.snapshot_every {
             // Whatever becomes of it, the next attempt is a full interval away.
             self.snapshot_index = self.applied;
             fail_point!("node::snapshot");
+            self.snapshot_due = false;
             let applied = self.state()?;
             if applied.state.len() > MAX_SNAPSHOT_BYTES {
                 tracing::error!(bytes = applied.state.len(), limit = MAX_SNAPSHOT_BYTES, "state too large for a snapshot, log not compacted");

@@ -2,16 +2,17 @@
 //! fdatasync never blocks the runtime. Queued work is taken together, so one sync serves many proposals.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use fail::fail_point;
-use raft::eraftpb::Message;
+use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 use raft::{SnapshotStatus, StateRole};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::node::{MAX_COMMAND_BYTES, Machine, Node, NodeError, Outbox, Progress};
+use super::node::{Group, MAX_COMMAND_BYTES, Machine, Node, NodeError, Outbox, Progress};
 use crate::storage::Store;
 
 const QUEUE: usize = 4096;
@@ -117,6 +118,8 @@ pub enum LeadershipEvent {
 #[expect(clippy::large_enum_variant, reason = "nearly every request is a Step: the queue is sized for it")]
 enum Request {
     Propose(Vec<u8>, oneshot::Sender<Result<Applied, ProposeError>>),
+    Change(ConfChangeV2, oneshot::Sender<Result<Applied, ProposeError>>),
+    Group(oneshot::Sender<Group>),
     Read(oneshot::Sender<Result<u64, ReadError>>),
     Step(Message),
     Unreachable(u64),
@@ -133,6 +136,14 @@ pub struct RaftHandle {
     status: watch::Receiver<Status>,
     events: broadcast::Sender<LeadershipEvent>,
     reports: Reports,
+    heard: Arc<Heard>,
+}
+
+/// When the leader was heard last, so that a state can say how old it may be.
+struct Heard {
+    since: Instant,
+    /// After `since`, ms.
+    last_ms: AtomicU64,
 }
 
 /// What became of snapshots: (peer, left here). Beside the queue, because a lost report would leave the peer behind for ever.
@@ -151,6 +162,24 @@ impl RaftHandle {
             Err(TrySendError::Disconnected(_)) => return Err(ProposeError::Shutdown),
         }
         answer.await.unwrap_or(Err(ProposeError::UnknownOutcome))
+    }
+
+    /// Appends a membership change and waits until it is applied here. [`ProposeError::Dropped`] while another one is under way.
+    pub async fn change(&self, change: ConfChangeV2) -> Result<Applied, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        match self.requests.try_send(Request::Change(change, reply)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(ProposeError::Dropped),
+            Err(TrySendError::Disconnected(_)) => return Err(ProposeError::Shutdown),
+        }
+        answer.await.unwrap_or(Err(ProposeError::UnknownOutcome))
+    }
+
+    /// The group as it is now; None: this member is stopping, or too busy to say.
+    pub async fn group(&self) -> Option<Group> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.try_send(Request::Group(reply)).ok()?;
+        answer.await.ok()
     }
 
     /// An index such that everything acknowledged before this call is at or below it; resolves once it is applied here.
@@ -182,7 +211,15 @@ impl RaftHandle {
     /// Hands in a message from a peer whose envelope was checked; dropped when the queue is full, as Raft allows. False: the
     /// thread has ended, nobody takes messages any more.
     pub fn step(&self, message: Message) -> bool {
+        if matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot) {
+            self.heard.last_ms.store(self.heard.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+        }
         !matches!(self.requests.try_send(Request::Step(message)), Err(TrySendError::Disconnected(_)))
+    }
+
+    /// How old this member's state may be: 0 when it leads, else the time since it last heard a leader.
+    pub fn age_ms(&self) -> u64 {
+        if self.status().leads() { 0 } else { (self.heard.since.elapsed().as_millis() as u64).saturating_sub(self.heard.last_ms.load(Ordering::Relaxed)) }
     }
 
     /// The last message to `peer` was not delivered.
@@ -272,7 +309,8 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
         let (status, watched) = watch::channel(Status { id: node.config().id, ..Status::default() });
         let (events, _) = broadcast::channel(64);
         let reports = Reports::default();
-        let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone() };
+        let heard = Arc::new(Heard { since: Instant::now(), last_ms: AtomicU64::new(0) });
+        let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone(), heard };
         let task = Self {
             node,
             outbox,
@@ -358,13 +396,19 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                     return true;
                 }
                 fail_point!("task::propose");
-                match self.node.propose(command) {
-                    Ok((index, term)) => {
-                        self.proposals.insert(index, (term, reply));
-                    }
-                    Err(_) => drop(reply.send(Err(ProposeError::Dropped))),
-                }
+                let proposed = self.node.propose(command);
+                self.remember(proposed, reply);
             }
+            Request::Change(change, reply) => {
+                if !self.node.leads() {
+                    let hint = self.hint();
+                    let _ = reply.send(Err(ProposeError::NotLeader { hint }));
+                    return true;
+                }
+                let proposed = self.node.propose_change(change);
+                self.remember(proposed, reply);
+            }
+            Request::Group(reply) => drop(reply.send(self.node.group())),
             Request::Read(reply) if self.node.leads() => self.waiting.push(reply),
             Request::Read(reply) => {
                 let hint = self.hint();
@@ -398,6 +442,13 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             Request::Stop => return false,
         }
         true
+    }
+
+    fn remember(&mut self, proposed: raft::Result<(u64, u64)>, reply: oneshot::Sender<Result<Applied, ProposeError>>) {
+        match proposed {
+            Ok((index, term)) => drop(self.proposals.insert(index, (term, reply))),
+            Err(_) => drop(reply.send(Err(ProposeError::Dropped))),
+        }
     }
 
     /// One round serves every read that came in before it began, and only one is under way: those that come in meanwhile share the next. The answer to a

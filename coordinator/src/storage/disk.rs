@@ -35,11 +35,6 @@ pub struct DiskStore {
     snapshot_index: u64,
 }
 
-/// Whether `directory` is a disk that [`DiskStore::open`] made.
-pub fn exists(directory: &Path) -> bool {
-    super::log::exists(&directory.join("log"))
-}
-
 impl DiskStore {
     /// Opens the member's folder `directory` (made when missing), finishing what a crash interrupted. A disk that is
     /// damaged, emptied or somebody else's is refused.

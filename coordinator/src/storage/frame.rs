@@ -9,6 +9,8 @@
 //! the last frame, and it shows: a killed process leaves a beginning and then zeros, so that at least the end byte is missing;
 //! a lost machine leaves some disk sector zero. Anything else that does not add up is damage to what was acknowledged.
 
+use super::Identity;
+
 /// Bytes before a frame's payload.
 pub const HEADER: usize = 24;
 const MAGIC: u32 = 0x5650_4C31;
@@ -104,6 +106,11 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 /// The little-endian number at `at`, 0 when out of range.
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// What a [`Kind::Identity`] record of at least 16 bytes says.
+pub fn identity(record: &[u8]) -> Identity {
+    Identity { cluster: String::from_utf8_lossy(&record[16..]).into_owned(), member: u64_at(record, 8) }
 }
 
 /// A whole frame at `at`, if its checksums hold.

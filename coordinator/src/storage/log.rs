@@ -52,12 +52,6 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), StorageError> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| StorageError::io("sync", path, source))
 }
 
-/// Whether there is a log in `directory`: a whole first segment with the member's identity in it.
-pub fn exists(directory: &Path) -> bool {
-    let names = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-    names.map(|item| item.path()).any(|path| path.extension().is_some_and(|end| end == "seg"))
-}
-
 impl Log {
     /// Opens the log in `directory`, or begins one. `in_use`: somebody knows that this member has written before (so an
     /// empty folder is a lost disk). Cuts a write that was never acknowledged; refuses everything else that is wrong.
@@ -191,7 +185,7 @@ impl Log {
         let Some((Kind::Identity, bytes)) = records.first().filter(|r| r.1.len() >= 16) else {
             return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason: "a segment without identity".to_owned() });
         };
-        let found = Identity { cluster: String::from_utf8_lossy(&bytes[16..]).into_owned(), member: frame::u64_at(bytes, 8) };
+        let found = frame::identity(bytes);
         if found != self.identity {
             return Err(StorageError::WrongIdentity { path: path.to_owned(), found, wanted: self.identity.clone() });
         }
@@ -360,11 +354,6 @@ impl Log {
     /// Term, vote and commit index.
     pub fn hard_state(&self) -> &HardState {
         &self.hard_state
-    }
-
-    /// How many segment files there are.
-    pub fn segment_count(&self) -> usize {
-        self.segments.len()
     }
 }
 

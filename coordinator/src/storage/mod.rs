@@ -14,6 +14,7 @@ pub mod disk;
 pub mod frame;
 pub mod log;
 pub mod snapshot;
+pub mod whose;
 
 use std::path::PathBuf;
 

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use tokio::time::{sleep, timeout};
+use vp_coordinator::{
+    bootstrap::cluster_id,
+    claims::{RECORD, Record},
+};
 use vp_proto::COORDINATOR_PORT;
 use vp_proto::v1::{IdentifyRequest, peers_client::PeersClient};
 
@@ -20,7 +24,9 @@ use crate::region::{Instance, Region};
 /// The group whose instances may join.
 pub const NODES_GROUP: &str = "core-nodes";
 const CLUSTER: &str = "core";
+const BUCKET: &str = "core-cluster";
 const HOST: u8 = 10;
+const START_WITHIN: Duration = Duration::from_secs(30);
 
 /// What the cluster is to be.
 #[derive(Clone, Debug)]
@@ -41,6 +47,8 @@ pub struct Coordinators {
     wanted: Wanted,
     addresses: Vec<Ipv4Addr>,
     members: Vec<Option<Program>>,
+    /// Name and incarnation, as members say it to each other.
+    cluster_id: String,
 }
 
 /// An availability zone by its number, 1 to 3.
@@ -60,12 +68,25 @@ pub fn user_data(region: &Region, wanted: &Wanted, member: Option<usize>) -> Str
     }
     let endpoint = region.endpoint();
     text += &format!("lease_ms: {}\naws: {{region: us-east-1, endpoint_url: \"{endpoint}\", s3_endpoint_url: \"{endpoint}\"}}\n", wanted.lease_ms);
-    text += "buckets: {uploads: core-uploads, results: core-results, cluster: core-cluster}\n";
+    text += &format!("buckets: {{uploads: core-uploads, results: core-results, cluster: {BUCKET}}}\n");
     text += &format!("identity_public_key: {}\nspec:\n  roles:\n", region.identity_public_key());
     for (role, count) in &wanted.slots {
         text += &format!("    {role}: {{pref: {count}}}\n");
     }
     text
+}
+
+/// The record that the founders agree on, once it is there.
+async fn founded(region: &Region, patience: Duration) -> anyhow::Result<String> {
+    let begun = Instant::now();
+    while begun.elapsed() < patience {
+        if let Some(bytes) = region.object(BUCKET, RECORD) {
+            let record: Record = serde_json::from_slice(&bytes)?;
+            return Ok(cluster_id(CLUSTER, &record.incarnation));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    bail!("no coordinator has founded the cluster after {} s", patience.as_secs())
 }
 
 impl Coordinators {
@@ -89,11 +110,12 @@ impl Coordinators {
             addresses.push(address);
         }
         let members = (0..MEMBERS).map(|_| None).collect();
-        let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, addresses, members };
+        let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, addresses, members, cluster_id: String::new() };
         for member in 0..MEMBERS {
             new.start_member(member)?;
         }
-        new.leader(Duration::from_secs(30)).await?;
+        new.cluster_id = founded(region, START_WITHIN).await?;
+        new.leader(START_WITHIN).await?;
         Ok(new)
     }
 
@@ -173,7 +195,7 @@ impl Coordinators {
 
     async fn identify(&self, member: usize) -> anyhow::Result<(u64, u64)> {
         let channel = channel::open(self.address(member), None).await?;
-        let answer = PeersClient::new(channel).identify(IdentifyRequest { cluster: CLUSTER.to_owned() }).await?.into_inner();
+        let answer = PeersClient::new(channel).identify(IdentifyRequest { cluster: self.cluster_id.clone() }).await?.into_inner();
         Ok((answer.term, answer.leader_id))
     }
 }

@@ -106,6 +106,11 @@ impl Region {
         }
     }
 
+    /// An object, if somebody has put it.
+    pub fn object(&self, bucket: &str, key: &str) -> Option<Bytes> {
+        lock(&self.world).objects.get(&format!("/{bucket}/{key}")).cloned()
+    }
+
     /// From now on every call of the control API fails, or works again.
     pub fn fail(&self, failing: bool) {
         lock(&self.world).failing = failing;

@@ -5,11 +5,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use raft::eraftpb::ConfState;
 use tokio::sync::watch;
 use vp_agent::{catalogue::Fencing as Fenced, slot::Slot as AgentSlot};
 use vp_cloud::ec2::InstanceState;
 use vp_cluster::{
     ClusterState, Command, NodeId, SlotId, apply, invariant, planner,
+    requests::Answer,
     state::{Fencing, Lifecycle, Node, Proof, Slot},
 };
 use vp_coordinator::{
@@ -99,11 +101,16 @@ impl Replicated for Watched {
             book.newest = index;
             book.commands += 1;
             if let Ok(entry) = serde_json::from_slice::<Entry>(entry) {
-                let transition = Transition { command: entry.command, refused: reply != b"null", slots, nodes, after: state.slots.clone() };
+                let refused = serde_json::from_slice::<Answer>(&reply).is_ok_and(|answer| answer.rejection.is_some());
+                let transition = Transition { command: entry.command, refused, slots, nodes, after: state.slots.clone() };
                 book.transitions.push(transition);
             }
         }
         reply
+    }
+
+    fn configured(&mut self, index: u64, conf: &ConfState) {
+        self.inner.configured(index, conf);
     }
 
     fn snapshot(&self) -> Vec<u8> {

@@ -83,10 +83,6 @@ impl Region for SimRegion {
         self.call("DetachVolume", |reply| Call::Detach(volume.to_owned(), reply)).await
     }
 
-    async fn coordinator(&self, id: u64) -> Option<String> {
-        Some(format!("i-c{id}"))
-    }
-
     async fn publish_brokers(&self, _: String) -> Result<(), StoreError> {
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The conversations, one file each; here only which words start which.
 
+mod coordinators;
 mod dev;
 mod dev_logs;
 mod drain;
@@ -12,6 +13,7 @@ mod jobs;
 mod look;
 mod orders;
 mod results;
+mod snapshot;
 mod submit;
 mod watch_job;
 
@@ -27,7 +29,7 @@ use crate::terminal::Screen;
 pub async fn run(arguments: Arguments, screen: &Screen) -> Result<u8, Failure> {
     let Arguments { place: flags, format, command, .. } = arguments;
     let place = Place::find(&flags);
-    let cluster = || -> Result<Cluster, Failure> { Ok(Cluster::new(place.coordinators()?)) };
+    let cluster = || -> Result<Cluster, Failure> { Ok(Cluster::new(place.coordinators()?).stale(flags.stale)) };
     match command {
         Command::Status { watch: false } => look::status(&cluster()?, screen, format).await,
         Command::Status { watch: true } => look::watch(&cluster()?, screen, format).await,
@@ -42,6 +44,8 @@ pub async fn run(arguments: Arguments, screen: &Screen) -> Result<u8, Failure> {
         Command::Scale { role, wanted } => orders::scale(&cluster()?, screen, &role, wanted).await,
         Command::Apply { file } => orders::apply(&cluster()?, screen, &file).await,
         Command::Brake { command } => orders::brake(&cluster()?, screen, format, command).await,
+        Command::Coordinators { command } => coordinators::coordinators(&cluster()?, screen, format, command).await,
+        Command::Snapshot { command } => snapshot::snapshot(&place, cluster, screen, format, command).await,
         Command::Submit(words) => submit::submit(&place.pipeline().await?, screen, format, words).await,
         Command::Jobs { command } => jobs::jobs(&place.pipeline().await?, screen, format, command).await,
         Command::Drill(words) => drill::drill(&place, &cluster()?, screen, format, words).await,

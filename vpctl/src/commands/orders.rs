@@ -33,7 +33,7 @@ pub async fn move_slot(cluster: &Cluster, screen: &Screen, words: MoveArguments)
         Some(to) => node_named(&cluster.status().await?, &to)?,
         None => String::new(),
     };
-    Ok(tell(screen, "move", &cluster.move_slot(MoveRequest { slot, instance_id, empty_disk, undo }).await?))
+    Ok(tell(screen, "move", &cluster.move_slot(MoveRequest { slot, instance_id, empty_disk, undo, ..MoveRequest::default() }).await?))
 }
 
 /// Wants another number of slots of a role.

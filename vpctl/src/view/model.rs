@@ -25,6 +25,9 @@ pub struct Status {
     pub slots: Vec<Slot>,
     pub moves: Vec<String>,
     pub alarms: Vec<String>,
+    /// The coordinator whose copy of the state this is, and how old it may be; 0 when it leads.
+    pub answered_by: Option<u64>,
+    pub age_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -37,6 +40,10 @@ pub struct Coordinator {
     pub reachable: bool,
     /// Raft index it has applied, when it was asked.
     pub applied: Option<u64>,
+    /// Raft id of the instance that fills it: fresh for each.
+    pub member: Option<u64>,
+    /// voter, learner, joining
+    pub standing: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -188,6 +195,8 @@ impl From<v1::ClusterStatus> for Status {
             slots: raw.slots.into_iter().map(Slot::from).collect(),
             moves: raw.moves,
             alarms: raw.alarms,
+            answered_by: (raw.answered_by != 0).then_some(raw.answered_by),
+            age_ms: raw.age_ms,
         };
         status.coordinators.sort_by_key(|c| c.id);
         status.nodes.sort_by(|a, b| (&a.zone, &a.instance).cmp(&(&b.zone, &b.instance)));
@@ -211,6 +220,8 @@ impl From<v1::CoordinatorStatus> for Coordinator {
             leader: raw.leader,
             reachable: raw.reachable,
             applied: (raw.applied != 0).then_some(raw.applied),
+            member: (raw.member != 0).then_some(raw.member),
+            standing: some(raw.standing),
         }
     }
 }

@@ -40,20 +40,27 @@ fn headline(text: &mut String, status: &Status, screen: &Screen) {
         _ => (Tone::Warn, "HEALTH UNKNOWN"),
     };
     let leader = status.leader.map_or_else(|| "no leader".to_owned(), |id| format!("leader coordinator {id}"));
-    let facts = format!("revision {}, term {}, {leader}", status.revision, status.term);
+    let age = if status.age_ms > 0 {
+        format!(", as coordinator {} knew it {} ago", status.answered_by.unwrap_or_default(), span(status.age_ms))
+    } else {
+        String::new()
+    };
+    let facts = format!("revision {}, term {}, {leader}{age}", status.revision, status.term);
     line(text, &format!("{}  {}  {}", screen.paint(Tone::Bold, &status.cluster), screen.paint(tone, word), screen.paint(Tone::Dim, &facts)));
     for reason in &status.reasons {
         line(text, &format!("  {reason}"));
     }
 }
 
-fn coordinators(status: &Status, screen: &Screen) -> String {
-    let mut table = Table::new(&["ID", "STATE", "ADDRESS", "ZONE", "INSTANCE", "APPLIED"]).indented(2);
+/// Coordinators: who leads, who follows, who is on its way.
+pub fn coordinators(status: &Status, screen: &Screen) -> String {
+    let mut table = Table::new(&["ID", "STATE", "ADDRESS", "ZONE", "INSTANCE", "MEMBER", "APPLIED"]).indented(2);
     for one in &status.coordinators {
-        let state = match (one.leader, one.reachable) {
-            (true, _) => Cell::new(Tone::Good, "leads"),
-            (false, true) => Cell::from("follows"),
-            (false, false) => Cell::new(Tone::Bad, "unreachable"),
+        let state = match (one.leader, one.reachable, one.standing.as_deref()) {
+            (true, ..) => Cell::new(Tone::Good, "leads"),
+            (false, true, _) => Cell::from("follows"),
+            (false, false, Some("learner" | "joining")) => Cell::new(Tone::Warn, "joining"),
+            (false, false, _) => Cell::new(Tone::Bad, "unreachable"),
         };
         table.row(vec![
             one.id.to_string().into(),
@@ -61,6 +68,7 @@ fn coordinators(status: &Status, screen: &Screen) -> String {
             one.address.as_str().into(),
             one.zone.as_str().into(),
             one.instance.clone().unwrap_or_default().into(),
+            one.member.map(|member| member.to_string()).unwrap_or_default().into(),
             one.applied.map(|a| a.to_string()).unwrap_or_default().into(),
         ]);
     }
@@ -263,6 +271,7 @@ mod tests {
             ],
             moves: vec!["kafka-2 from i-2: waits for terminated".to_owned()],
             alarms: vec![],
+            ..Default::default()
         };
         Status::from(raw)
     }

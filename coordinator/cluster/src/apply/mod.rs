@@ -12,8 +12,10 @@ pub use spec::MOST_SLOTS;
 
 use crate::{
     command::{Command, Event, Rejection},
+    coordinators,
     ids::{Generation, NodeId, Revision, SlotId},
     state::{ClusterState, EVENT_RING, Node, Slot},
+    version,
 };
 
 /// Applies one command at a Raft index. Equal states and commands give equal results. The revision advances in every case.
@@ -26,24 +28,33 @@ pub fn apply(state: &mut ClusterState, index: u64, unix_ms: u64, command: &Comma
         return Err(Rejection::Impossible(format!("entry {index} comes after revision {based_on}: a revision never goes back")));
     }
     state.revision = Revision(index);
-    let mut events = Events { revision: state.revision, unix_ms, list: Vec::new() };
+    let mut events = Events::new(state.revision, unix_ms);
     let outcome = change(state, based_on, command, &mut events);
     outcome?;
-    state.events.extend(events.list.iter().cloned());
-    while state.events.len() > EVENT_RING {
-        state.events.pop_front();
-    }
-    Ok(events.list)
+    Ok(events.keep(state))
 }
 
-struct Events {
+pub(crate) struct Events {
     revision: Revision,
     unix_ms: u64,
     list: Vec<Event>,
 }
 
 impl Events {
-    fn say(&mut self, kind: &str, subject: impl ToString, detail: impl ToString) {
+    pub(crate) fn new(revision: Revision, unix_ms: u64) -> Self {
+        Self { revision, unix_ms, list: Vec::new() }
+    }
+
+    /// Adds them to the state's ring.
+    pub(crate) fn keep(self, state: &mut ClusterState) -> Vec<Event> {
+        state.events.extend(self.list.iter().cloned());
+        while state.events.len() > EVENT_RING {
+            state.events.pop_front();
+        }
+        self.list
+    }
+
+    pub(crate) fn say(&mut self, kind: &str, subject: impl ToString, detail: impl ToString) {
         self.list.push(Event {
             revision: self.revision,
             unix_ms: self.unix_ms,
@@ -78,6 +89,8 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
         Command::EnsembleFounded { role, members } => slots::founded(state, role, members, events),
         Command::VotersListed { role, version, voters } => slots::voters_listed(state, role, *version, voters),
         Command::MemberRemoved { slot, member_id } => slots::member_removed(state, slot, *member_id, events),
+        Command::Coordinators(change) => coordinators::change(state, change, events),
+        Command::RaiseApplyVersion { to } => version::raise(state, *to, events),
         Command::Note { kind, subject, detail } => {
             events.say(kind, subject, detail);
             Ok(())

@@ -108,7 +108,7 @@ async fn serve<M: raft::Machine>(arguments: Arguments, machine: M, content: Cont
     let mut disk = StoreOptions::default();
     disk.segment_bytes = arguments.segment_bytes.unwrap_or(disk.segment_bytes);
     let node = raft::open(&arguments.disk, &identity, disk, config, machine).context("opening the log")?;
-    let network = peers::Network::new(cluster, arguments.id, own.ip(), members);
+    let network = peers::Network::new(cluster, arguments.id, own, members);
     let (raft, ended) = raft::start(node, network.outgoing());
     let registers = RegistersServer::new(RegistersApi { raft: raft.clone(), content, stale_reads: arguments.stale_reads });
     // As the coordinator serves.
@@ -117,7 +117,7 @@ async fn serve<M: raft::Machine>(arguments: Arguments, machine: M, content: Cont
         .http2_keepalive_timeout(Some(Duration::from_secs(2)))
         .max_concurrent_streams(256)
         .add_service(registers)
-        .add_service(network.service(raft, Arc::new(|| (0, 0))))
+        .add_service(network.service(raft, "", Arc::new(|| (0, 0))))
         .serve(own);
     tokio::select! {
         ended = server => ended.context("the gRPC server ended")?,

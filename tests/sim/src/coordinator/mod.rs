@@ -16,7 +16,11 @@ use std::{
 
 use raft::eraftpb::Message;
 use tokio::sync::{Notify, watch};
-use vp_cluster::Command;
+use vp_cluster::{
+    ClusterState, Command, MemberId, Zone,
+    coordinators::{self, CoordinatorSlot},
+    version,
+};
 use vp_coordinator::{
     cloud_watch::{self, CloudWatch},
     control::{self, Control, Findings},
@@ -106,12 +110,27 @@ fn settings(id: u64, lease_ms: u64) -> Settings {
     );
     let user_data = settings::parse(&text).unwrap_or_else(|error| panic!("the simulator's own user data: {error}"));
     let me = user_data.coordinators[id as usize - 1].clone();
-    Settings { user_data, me, instance_id: format!("i-c{id}"), data: PathBuf::new(), roles: PathBuf::new() }
+    Settings {
+        user_data,
+        me,
+        instance_id: format!("i-c{id}"),
+        instance_address: format!("10.0.{id}.10"),
+        identity_document: String::new(),
+        identity_signature: String::new(),
+        data: PathBuf::new(),
+        roles: PathBuf::new(),
+    }
+}
+
+/// What the founders begin with.
+fn founders() -> ClusterState {
+    let slot = |id: u32| CoordinatorSlot { address: format!("10.0.{id}.10"), zone: Zone(format!("z{id}")), group: format!("c{id}") };
+    coordinators::founded((1..=3).map(|id| (id, slot(id))).collect(), version::NEWEST)
 }
 
 impl Process {
     fn start(coordinator: &Coordinator, world: &World) -> Result<Self, NodeError> {
-        let (machine, state, reached) = ClusterMachine::new();
+        let (machine, state, reached) = ClusterMachine::founded(founders());
         let watched = Watched::new(machine, reached, coordinator.id, world.book.clone());
         let config = Config { id: coordinator.id, voters: vec![1, 2, 3], ..world.raft.clone() };
         let node = Node::new(config, SimStore { disk: coordinator.disk.clone() }, watched)?;
@@ -121,6 +140,8 @@ impl Process {
         let (clock, wall) = (now_ms.clone(), wall_ms.clone());
         let leader = Arc::new(Leader {
             settings: settings(coordinator.id, world.lease_ms),
+            cluster_id: "sim#1".to_owned(),
+            member: MemberId(coordinator.id),
             raft: handle.clone(),
             state,
             registry: Registry::on(Box::new(move || clock.load(Ordering::Relaxed))),

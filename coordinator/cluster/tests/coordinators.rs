@@ -1,0 +1,264 @@
+//! The coordinators' own group: ids that are never given twice, replacement under proof, and which membership entry comes next.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use vp_cluster::{
+    ClusterState, Command, MemberId, NodeId, Rejection, Zone, apply,
+    coordinators::{self, CoordinatorChange, CoordinatorSlot, Standing},
+    invariant,
+    membership::{self, GroupSeen, PeerSeen, Step},
+    version::{self, NEWEST},
+};
+
+fn slots(numbers: impl IntoIterator<Item = u32>) -> BTreeMap<u32, CoordinatorSlot> {
+    let slot =
+        |number: u32| CoordinatorSlot { address: format!("10.0.{number}.10"), zone: Zone(format!("zone-{number}")), group: format!("coordinator-{number}") };
+    numbers.into_iter().map(|number| (number, slot(number))).collect()
+}
+
+/// A group of coordinators as its log makes it: commands and membership entries, each checked.
+struct Case {
+    state: ClusterState,
+    voters: BTreeSet<MemberId>,
+    learners: BTreeSet<MemberId>,
+    silent: BTreeSet<MemberId>,
+    behind: BTreeSet<MemberId>,
+    leader: MemberId,
+}
+
+fn ids<const N: usize>(list: [u64; N]) -> BTreeSet<MemberId> {
+    list.into_iter().map(MemberId).collect()
+}
+
+impl Case {
+    fn of(count: u32) -> Self {
+        let state = coordinators::founded(slots(1..=count), NEWEST);
+        let voters = (1..=u64::from(count)).map(MemberId).collect();
+        let mut case = Self { state, voters, learners: ids([]), silent: ids([]), behind: ids([]), leader: MemberId(1) };
+        for number in 1..=u64::from(count) {
+            case.apply(CoordinatorChange::Seen { member: MemberId(number), instance: NodeId(format!("i-{number}")), supports: NEWEST }).unwrap();
+        }
+        case
+    }
+
+    fn apply(&mut self, change: CoordinatorChange) -> Result<(), Rejection> {
+        let index = self.state.revision.0 + 1;
+        let outcome = apply(&mut self.state, index, 5, &Command::Coordinators(change)).map(drop);
+        invariant::check(&self.state).unwrap();
+        outcome
+    }
+
+    fn join(&mut self, slot: u32, instance: &str) -> Result<MemberId, Rejection> {
+        self.apply(CoordinatorChange::Join { slot, instance: instance.into(), supports: NEWEST })?;
+        Ok(self.state.coordinators.last_member)
+    }
+
+    /// The instance of a member dies, and EC2 says so.
+    fn dies(&mut self, member: u64) {
+        self.silent.insert(MemberId(member));
+        self.apply(CoordinatorChange::Fenced { member: MemberId(member) }).unwrap();
+    }
+
+    fn next(&self) -> Option<Step> {
+        membership::next(&self.state.coordinators, &self.seen()).0
+    }
+
+    fn waits(&self) -> String {
+        let (step, gates) = membership::next(&self.state.coordinators, &self.seen());
+        assert_eq!(step, None);
+        gates.into_iter().map(|gate| format!("{}: {}", gate.subject, gate.closed_by)).collect::<Vec<_>>().join("; ")
+    }
+
+    fn seen(&self) -> GroupSeen {
+        let peer = |id: &MemberId| PeerSeen { active: !self.silent.contains(id), behind: if self.behind.contains(id) { 1000 } else { 0 } };
+        let all = self.voters.union(&self.learners);
+        GroupSeen {
+            leader: self.leader,
+            voters: self.voters.clone(),
+            learners: self.learners.clone(),
+            joint: false,
+            peers: all.filter(|id| **id != self.leader).map(|id| (*id, peer(id))).collect(),
+        }
+    }
+
+    /// Carries out what comes next, as the log would; the steps that were taken.
+    fn settle(&mut self) -> Vec<Step> {
+        let mut taken = Vec::new();
+        while let Some(step) = self.next() {
+            match &step {
+                Step::AddLearner(id) => drop(self.learners.insert(*id)),
+                Step::Change { promote, remove } => {
+                    self.voters = self.voters.union(promote).filter(|id| !remove.contains(id)).copied().collect();
+                    self.learners.retain(|id| !promote.contains(id) && !remove.contains(id));
+                    assert!(self.voters.len() % 2 == 1, "an even number of voters after {step:?}");
+                }
+                Step::HandOver(to) => self.leader = *to,
+                Step::LeaveJoint => {}
+            }
+            let index = self.state.revision.0 + 1;
+            coordinators::configured(&mut self.state, index, &self.voters, &self.learners);
+            invariant::check(&self.state).unwrap();
+            taken.push(step);
+            assert!(taken.len() < 20, "it never settles: {taken:?}");
+        }
+        taken
+    }
+
+    fn standing(&self, member: u64) -> Option<Standing> {
+        Some(self.state.coordinators.members.get(&MemberId(member))?.standing)
+    }
+}
+
+#[test]
+fn a_group_as_wanted_needs_nothing() {
+    assert_eq!(Case::of(3).settle(), []);
+    assert_eq!(Case::of(3).waits(), "");
+}
+
+#[test]
+fn a_dead_coordinator_is_replaced_by_a_learner_and_one_joint_change() {
+    let mut case = Case::of(3);
+    case.dies(2);
+    assert_eq!(case.waits(), "coordinator 2: member 2 is terminated");
+    assert_eq!(case.join(2, "i-new").unwrap(), MemberId(4));
+    let steps = case.settle();
+    assert_eq!(steps, [Step::AddLearner(MemberId(4)), Step::Change { promote: ids([4]), remove: ids([2]) }]);
+    assert_eq!(case.voters, ids([1, 3, 4]));
+    assert_eq!((case.standing(2), case.standing(4)), (None, Some(Standing::Voter)));
+}
+
+#[test]
+fn nobody_takes_a_place_before_ec2_says_that_its_instance_is_terminated() {
+    let mut case = Case::of(3);
+    case.silent.insert(MemberId(2));
+    let refused = case.join(2, "i-new").unwrap_err();
+    assert_eq!(refused, Rejection::MemberLives { slot: 2, member: MemberId(2), instance: "i-2".to_owned() });
+    assert_eq!(case.state.coordinators.last_member, MemberId(3), "a refusal gives no id");
+    case.dies(2);
+    assert_eq!(case.join(2, "i-new").unwrap(), MemberId(4));
+}
+
+#[test]
+fn an_id_is_never_given_twice_however_often_an_instance_asks() {
+    let mut case = Case::of(3);
+    case.dies(2);
+    assert_eq!(case.join(2, "i-new").unwrap(), MemberId(4));
+    // Its disk was lost before the group knew it.
+    assert_eq!(case.join(2, "i-new").unwrap(), MemberId(5));
+    assert_eq!(case.standing(4), None);
+    // And again, after it was a learner.
+    assert_eq!(case.next(), Some(Step::AddLearner(MemberId(5))));
+    case.behind.insert(MemberId(5));
+    case.settle();
+    assert_eq!(case.join(2, "i-new").unwrap(), MemberId(6));
+    assert_eq!(case.next(), Some(Step::Change { promote: ids([]), remove: ids([5]) }), "the learner it was is reaped");
+    case.settle();
+    assert_eq!(case.voters, ids([1, 3, 6]));
+}
+
+#[test]
+fn a_voter_whose_instance_asks_again_with_an_empty_disk_gets_nothing() {
+    let mut case = Case::of(3);
+    assert!(matches!(case.join(2, "i-2"), Err(Rejection::MemberLives { .. })));
+}
+
+#[test]
+fn a_member_that_never_came_up_is_reaped_and_the_next_takes_its_place() {
+    let mut case = Case::of(3);
+    case.dies(2);
+    case.join(2, "i-a").unwrap();
+    case.behind.insert(MemberId(4));
+    assert_eq!(case.settle(), [Step::AddLearner(MemberId(4))]);
+    assert_eq!(case.waits(), "coordinator 2: member 4 has not caught up");
+    assert!(matches!(case.join(2, "i-b"), Err(Rejection::MemberLives { member: MemberId(4), .. })), "it may still come up");
+    case.dies(4);
+    assert_eq!(case.settle(), [Step::Change { promote: ids([]), remove: ids([4]) }]);
+    assert_eq!(case.join(2, "i-b").unwrap(), MemberId(5));
+    case.settle();
+    assert_eq!(case.voters, ids([1, 3, 5]));
+}
+
+#[test]
+fn one_that_died_before_the_group_knew_it_is_forgotten_at_once_or_reaped_when_it_was_added_meanwhile() {
+    let mut case = Case::of(3);
+    case.dies(2);
+    case.join(2, "i-a").unwrap();
+    case.dies(4);
+    assert_eq!((case.standing(4), case.next()), (None, None));
+    // A leader of before had its entry under way.
+    case.learners.insert(MemberId(4));
+    assert_eq!(case.next(), Some(Step::Change { promote: ids([]), remove: ids([4]) }));
+}
+
+#[test]
+fn no_change_is_made_that_the_living_could_not_outvote() {
+    let mut case = Case::of(3);
+    case.dies(2);
+    case.join(2, "i-new").unwrap();
+    case.silent.insert(MemberId(3));
+    // The new one answers: of 1, 3, 4 two live.
+    assert_eq!(case.settle().len(), 2);
+    let mut case = Case::of(5);
+    case.dies(4);
+    case.dies(5);
+    case.silent.extend(ids([2, 3]));
+    case.join(4, "i-new").unwrap();
+    case.settle();
+    assert_eq!(case.waits(), "coordinator 4: only 2 of the 5 voters that would follow answer; coordinator 5: member 5 is terminated");
+}
+
+#[test]
+fn three_become_five_in_one_change_and_three_again_in_one() {
+    let mut case = Case::of(3);
+    case.apply(CoordinatorChange::Want { slots: slots(1..=5) }).unwrap();
+    assert_eq!(case.settle(), []);
+    case.join(4, "i-4").unwrap();
+    case.settle();
+    assert_eq!(case.waits(), "coordinator 4: the number of voters stays odd");
+    case.join(5, "i-5").unwrap();
+    let steps = case.settle();
+    assert_eq!(steps.last(), Some(&Step::Change { promote: ids([4, 5]), remove: ids([]) }));
+    assert_eq!(case.voters.len(), 5);
+    // Two go, one of them leads.
+    case.apply(CoordinatorChange::Want { slots: slots([2, 3, 5]) }).unwrap();
+    assert_eq!(case.settle(), [Step::HandOver(MemberId(2)), Step::Change { promote: ids([]), remove: ids([1, 4]) }]);
+    assert_eq!(case.voters, ids([2, 3, 5]));
+}
+
+#[test]
+fn what_is_wanted_is_odd_and_a_place_keeps_its_address() {
+    let mut case = Case::of(3);
+    let moved = BTreeMap::from([(1, slots([9])[&9].clone())]);
+    let twice = BTreeMap::from([(1, slots([1])[&1].clone()), (2, slots([2])[&2].clone()), (7, slots([1])[&1].clone())]);
+    for (wrong, said) in
+        [(slots(1..=2), "use 1, 3 or 5"), (slots(1..=9), "use 1, 3 or 5"), (slots([]), "use 1, 3 or 5"), (moved, "keeps its address"), (twice, "one address")]
+    {
+        let refused = case.apply(CoordinatorChange::Want { slots: wrong }).unwrap_err().to_string();
+        assert!(refused.contains(said), "{refused}");
+    }
+}
+
+#[test]
+fn a_joint_configuration_that_nobody_left_is_left_before_anything_else() {
+    let mut case = Case::of(3);
+    case.dies(2);
+    case.join(2, "i-new").unwrap();
+    let seen = GroupSeen { joint: true, ..case.seen() };
+    assert_eq!(membership::next(&case.state.coordinators, &seen).0, Some(Step::LeaveJoint));
+}
+
+#[test]
+fn rules_are_raised_only_when_every_member_knows_them() {
+    let mut case = Case::of(3);
+    case.state.apply_version = 0;
+    case.apply(CoordinatorChange::Seen { member: MemberId(3), instance: "i-3".into(), supports: 0 }).unwrap();
+    assert_eq!(version::raisable(&case.state), None);
+    let index = case.state.revision.0 + 1;
+    assert!(apply(&mut case.state, index, 5, &Command::RaiseApplyVersion { to: 1 }).is_err());
+    case.apply(CoordinatorChange::Seen { member: MemberId(3), instance: "i-3".into(), supports: 1 }).unwrap();
+    assert_eq!(version::raisable(&case.state), Some(1));
+    let index = case.state.revision.0 + 1;
+    apply(&mut case.state, index, 5, &Command::RaiseApplyVersion { to: 1 }).unwrap();
+    assert_eq!((case.state.apply_version, version::raisable(&case.state)), (1, None));
+}

@@ -1,0 +1,102 @@
+//! A request is applied once however often it is asked for, and old and new programs agree until the rules are raised.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
+
+use std::collections::BTreeMap;
+
+use vp_cluster::{
+    ClusterState, Command, MemberId, Revision, apply,
+    coordinators::{self, CoordinatorChange, CoordinatorSlot},
+    invariant,
+    requests::{LONGEST_REQUEST, REMEMBERED, apply_once, skip},
+    version::NEWEST,
+};
+
+fn note(text: &str) -> Command {
+    Command::Note { kind: text.to_owned(), subject: String::new(), detail: String::new() }
+}
+
+fn at(apply_version: u32) -> ClusterState {
+    let slot = CoordinatorSlot { address: "10.0.1.10".to_owned(), zone: "a".into(), group: "coordinator-1".to_owned() };
+    coordinators::founded(BTreeMap::from([(1, slot)]), apply_version)
+}
+
+#[test]
+fn a_request_asked_again_is_answered_as_the_first_time_and_changes_nothing() {
+    let mut state = at(NEWEST);
+    let first = apply_once(&mut state, 5, 0, Some("r"), &note("a"));
+    assert_eq!((first.revision, first.rejection.clone()), (Revision(5), None));
+    let refused = apply_once(&mut state, 6, 0, Some("s"), &Command::SetDraining { node: "i-none".into(), draining: true });
+    assert!(refused.rejection.is_some());
+    let events = state.events.clone();
+    assert_eq!(apply_once(&mut state, 7, 0, Some("r"), &note("a")), first);
+    assert_eq!(apply_once(&mut state, 8, 0, Some("s"), &note("other")), refused, "the id decides, not what is asked under it");
+    assert_eq!((&state.events, state.revision), (&events, Revision(8)), "only the revision advances");
+    apply_once(&mut state, 9, 0, None, &note("a"));
+    assert_eq!(state.events.len(), events.len() + 1, "without an id each is a new one");
+}
+
+#[test]
+fn the_table_of_answers_is_bounded_and_so_is_an_id() {
+    let mut state = at(NEWEST);
+    for index in 1..=REMEMBERED as u64 + 10 {
+        apply_once(&mut state, index, 0, Some(&format!("r{index}")), &note("a"));
+        invariant::check(&state).unwrap();
+    }
+    assert_eq!(state.requests.len(), REMEMBERED);
+    let last = state.revision.0;
+    let long = apply_once(&mut state, last + 1, 0, Some(&"x".repeat(LONGEST_REQUEST + 1)), &note("a"));
+    assert!(long.rejection.is_some());
+    assert_eq!(state.requests.len(), REMEMBERED);
+}
+
+/// The program of before request ids: it does not see them, and stops at rules that it does not know.
+struct Old(ClusterState);
+
+impl Old {
+    fn apply(&mut self, index: u64, command: &Command) -> Result<(), &'static str> {
+        let _ = apply(&mut self.0, index, 0, command);
+        if self.0.apply_version > 0 { Err("start the newer program") } else { Ok(()) }
+    }
+}
+
+#[test]
+fn old_and_new_programs_agree_on_one_log_until_the_rules_are_raised_and_then_the_old_one_stops() {
+    let seen = |supports| Command::Coordinators(CoordinatorChange::Seen { member: MemberId(1), instance: "i-1".into(), supports });
+    let raise = Command::RaiseApplyVersion { to: 1 };
+    // Requests asked twice, a raise that comes too early, an entry that one of them cannot read.
+    let log: Vec<(Option<&str>, Option<Command>)> = vec![
+        (Some("r"), Some(note("a"))),
+        (Some("r"), Some(note("a"))),
+        (None, Some(seen(0))),
+        (None, Some(raise.clone())),
+        (None, None),
+        (Some("r"), Some(note("b"))),
+    ];
+    let (mut old, mut new) = (Old(at(0)), at(0));
+    let mut index = 0;
+    for (request, command) in &log {
+        index += 1;
+        match command {
+            Some(command) => {
+                apply_once(&mut new, index, 0, *request, command);
+                old.apply(index, command).unwrap();
+            }
+            None => {
+                skip(&mut new, index);
+                skip(&mut old.0, index);
+            }
+        }
+        assert_eq!(old.0, new, "at index {index}");
+    }
+    for command in [seen(1), raise] {
+        index += 1;
+        apply_once(&mut new, index, 0, None, &command);
+        let went_on = old.apply(index, &command);
+        assert_eq!(old.0, new, "the raise itself is the last thing that both know");
+        assert_eq!(went_on.is_ok(), new.apply_version == 0);
+    }
+    apply_once(&mut new, index + 1, 0, Some("q"), &note("c"));
+    let events = new.events.len();
+    apply_once(&mut new, index + 2, 0, Some("q"), &note("c"));
+    assert_eq!(new.events.len(), events, "from here on a request counts once");
+}

@@ -1,0 +1,112 @@
+//! What operators see and want of the coordinators themselves: who is there, who else is wanted, and a snapshot of it all.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tonic::{Status, transport::Endpoint};
+use vp_cluster::{
+    ClusterState, Command, MemberId, Zone,
+    coordinators::{CoordinatorChange, CoordinatorSlot, Coordinators, Member, Standing},
+};
+use vp_proto::{
+    COORDINATOR_PORT,
+    v1::{self, peers_client::PeersClient},
+};
+
+use super::{not_read, orders::Order};
+use crate::leader::Leader;
+
+/// How long a coordinator may take to say what it is before it counts as not reachable.
+const IDENTIFY_WITHIN: Duration = Duration::from_millis(700);
+
+/// What the member at an address says of itself; None: nothing, in time.
+pub async fn identify(address: &str, cluster_id: &str) -> Option<v1::IdentifyResponse> {
+    let asked = async {
+        let channel = Endpoint::from_shared(format!("http://{address}:{COORDINATOR_PORT}")).ok()?.connect().await.ok()?;
+        PeersClient::new(channel).identify(v1::IdentifyRequest { cluster: cluster_id.to_owned() }).await.ok()
+    };
+    Some(timeout(IDENTIFY_WITHIN, asked).await.ok()??.into_inner())
+}
+
+/// One line for each wanted coordinator, each asked now.
+pub async fn coordinators(leader: &Leader, state: &ClusterState) -> Vec<v1::CoordinatorStatus> {
+    let asked = state.coordinators.slots.iter().map(|(number, slot)| coordinator(leader, state, *number, slot));
+    futures::future::join_all(asked).await
+}
+
+/// The number of the coordinator that a member fills; 0: none.
+pub fn number(state: &ClusterState, member: u64) -> u64 {
+    state.coordinators.members.get(&MemberId(member)).map_or(0, |member| u64::from(member.slot))
+}
+
+async fn coordinator(leader: &Leader, state: &ClusterState, number: u32, slot: &CoordinatorSlot) -> v1::CoordinatorStatus {
+    let mut status =
+        v1::CoordinatorStatus { id: u64::from(number), address: slot.address.clone(), zone: slot.zone.0.clone(), ..v1::CoordinatorStatus::default() };
+    let Some((id, member)) = state.coordinators.of_slot(number) else { return status };
+    status.member = id.0;
+    status.standing = standing_name(member).to_owned();
+    status.leader = id.0 == leader.raft.status().leader;
+    status.instance_id = member.instance.as_ref().map_or_else(String::new, ToString::to_string);
+    if id == leader.member {
+        status.reachable = true;
+        status.applied = leader.raft.status().applied;
+        status.instance_id.clone_from(&leader.settings.instance_id);
+    } else if let Some(answer) = identify(&slot.address, &leader.cluster_id).await {
+        // Its successor may answer at this address: that is somebody else. And who learns does not count yet.
+        status.reachable = answer.id == id.0 && answer.differs_at == 0 && member.standing == Standing::Voter;
+        status.applied = answer.applied;
+    }
+    status
+}
+
+fn standing_name(member: &Member) -> &'static str {
+    match member.standing {
+        Standing::Joining => "joining",
+        Standing::Learner => "learner",
+        Standing::Voter => "voter",
+    }
+}
+
+/// Sentences for members that have stopped because a majority has another state.
+pub fn alarms(group: &Coordinators) -> Vec<String> {
+    let differ = group.members.iter().filter_map(|(id, member)| Some((id, member, member.differs_at?)));
+    differ
+        .map(|(id, member, at)| {
+            format!(
+                "coordinator {} (member {id}) had another state than the majority at index {at} and has stopped: terminate its instance, its successor starts from the majority's",
+                member.slot
+            )
+        })
+        .collect()
+}
+
+/// The wanted coordinators after a request for more or fewer.
+pub fn want(state: &ClusterState, request: v1::WantCoordinatorsRequest) -> Result<Order, Status> {
+    let mut slots = state.coordinators.slots.clone();
+    for number in &request.remove {
+        if slots.remove(number).is_none() {
+            return Err(Status::not_found(format!("there is no coordinator {number}")));
+        }
+    }
+    for added in request.add {
+        if added.address.parse::<std::net::Ipv4Addr>().is_err() {
+            return Err(Status::invalid_argument(format!("{:?} is no IPv4 address", added.address)));
+        }
+        slots.insert(added.id, CoordinatorSlot { address: added.address, zone: Zone(added.zone), group: added.group });
+    }
+    let note = format!("{} coordinators wanted; 'vpctl status' shows how far they are", slots.len());
+    Ok(Order::new(request.request_id, Command::Coordinators(CoordinatorChange::Want { slots }), note))
+}
+
+/// The state now, confirmed by a quorum, with the place in the log where it was reached.
+pub async fn snapshot(leader: &Leader) -> Result<v1::SavedSnapshot, Status> {
+    let state = leader.current().await.map_err(|error| not_read(leader, error))?;
+    let bytes = serde_json::to_vec(&*state).map_err(|error| Status::internal(error.to_string()))?;
+    Ok(v1::SavedSnapshot {
+        cluster: leader.settings.user_data.cluster.clone(),
+        cluster_id: leader.cluster_id.clone(),
+        index: state.revision.0,
+        term: leader.raft.status().term,
+        state: bytes,
+    })
+}

@@ -1,0 +1,241 @@
+//! docs/runbooks/lost-quorum.md, step by step: real members (log, peers, operators' API) in this process, a real S3, and `vpctl` as a person would use it.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::Notify, task::JoinHandle};
+use vp_cloud::{Endpoints, Session, s3::ObjectStore};
+use vp_cluster::MemberId;
+use vp_coordinator::{
+    api::operators::OperatorsApi,
+    bootstrap::{Me, find_place},
+    claims::Bucket,
+    control::Findings,
+    joining::ByLeader,
+    leader::Leader,
+    machine::ClusterMachine,
+    membership,
+    peers::Network,
+    raft,
+    registry::Registry,
+    settings::{self, Settings},
+    state_hash,
+    world::World,
+};
+use vp_proto::{COORDINATOR_PORT, v1::operators_server::OperatorsServer};
+use vp_tests::{
+    region::{components, programs},
+    wait_until,
+};
+
+const BUCKET: &str = "test-cluster";
+const S3: &str = "127.37.12.2:7070";
+const ADDRESSES: &str = "127.37.12.11,127.37.12.12,127.37.12.13";
+
+fn address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::new(127, 37, 12, 10 + number as u8)
+}
+
+/// The user data of coordinator `number`.
+fn user_data(number: u32) -> String {
+    let peers: String = (1..=3).map(|n| format!("  - {{id: {n}, address: {}, zone: zone-{n}, group: coordinator-{n}}}\n", address(n))).collect();
+    format!(
+        "cluster: test\nrun: coordinator\ngroup: test-nodes\ncoordinators:\n{peers}coordinator: {number}\nlease_ms: 2000\n\
+         aws: {{region: us-east-1, endpoint_url: null, s3_endpoint_url: \"http://{S3}\"}}\n\
+         buckets: {{uploads: u, results: r, cluster: {BUCKET}}}\nidentity_public_key: AAAA\nspec: {{}}\n"
+    )
+}
+
+fn settings(root: &Path, number: u32, instance: &str) -> Settings {
+    let user_data = settings::parse(&user_data(number)).unwrap();
+    let me = user_data.coordinators.iter().find(|peer| peer.id == number).unwrap().clone();
+    Settings {
+        user_data,
+        me,
+        instance_id: instance.to_owned(),
+        instance_address: "127.37.12.9".to_owned(),
+        identity_document: String::new(),
+        identity_signature: String::new(),
+        data: root.join(instance).join("coordinator"),
+        roles: PathBuf::new(),
+    }
+}
+
+/// A coordinator without its watches of AWS, ZooKeeper and agents.
+struct Coordinator {
+    leader: Arc<Leader>,
+    tasks: Vec<JoinHandle<()>>,
+    ended: JoinHandle<Result<(), raft::NodeError>>,
+}
+
+async fn start(root: &Path, number: u32, instance: &str, store: &ObjectStore) -> Coordinator {
+    let settings = settings(root, number, instance);
+    let bucket = Bucket { store: store.clone(), name: BUCKET.to_owned() };
+    let place = find_place(&bucket, &ByLeader(&settings), &Me::new(&settings)).await.unwrap();
+    let (machine, state, reached) = ClusterMachine::new();
+    let node = place.open(&settings.data, machine).unwrap();
+    let own = SocketAddr::from((address(number), COORDINATOR_PORT));
+    let network = Network::new(place.cluster_id.clone(), place.member, own, place.members.clone());
+    let (raft, ended) = raft::start(node, network.outgoing());
+    let member = MemberId(place.member);
+    let cluster_id = place.cluster_id;
+    let leader = Leader { settings, cluster_id, member, raft, state, registry: Registry::default(), world: World::default(), wake: Notify::new() };
+    let leader = Arc::new(leader);
+    let (_, findings) = tokio::sync::watch::channel(Findings::default());
+    let server = tonic::transport::Server::builder()
+        .add_service(OperatorsServer::new(OperatorsApi { leader: leader.clone(), findings }))
+        .add_service(network.service(leader.raft.clone(), instance, state_hash::latest(reached)))
+        .serve(own);
+    let serves = tokio::spawn(async move { server.await.unwrap() });
+    let follows = tokio::spawn(membership::follow(network, member, leader.state.clone()));
+    Coordinator { leader, tasks: vec![serves, follows], ended: tokio::spawn(ended) }
+}
+
+impl Coordinator {
+    async fn stop(self) {
+        for task in self.tasks {
+            task.abort();
+            let _ = task.await;
+        }
+        self.leader.raft.stop();
+        self.ended.await.unwrap().unwrap();
+    }
+}
+
+/// Killed with the test, whatever becomes of it.
+struct Gateway(Child);
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn gateway(folder: &Path) -> Gateway {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut command = Command::new(components().join("bin/versitygw"));
+    command.args(["--port", S3, "posix"]).arg(folder).env("ROOT_ACCESS_KEY", "test").env("ROOT_SECRET_KEY", "testtest");
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let gateway = Gateway(child);
+    wait_until("S3 listens", Duration::from_secs(20), || Ok(TcpStream::connect(S3).ok())).unwrap();
+    gateway
+}
+
+async fn vpctl(words: &[&str]) -> Output {
+    let mut command = Command::new(programs().join("vpctl"));
+    command.args(["--coordinators", ADDRESSES]).args(words);
+    let environment = [
+        ("AWS_ENDPOINT_URL_S3", format!("http://{S3}")),
+        ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "testtest".to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ("VP_CLUSTER_BUCKET", BUCKET.to_owned()),
+    ];
+    command.envs(environment);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+async fn done(words: &[&str]) -> String {
+    let output = vpctl(words).await;
+    assert!(output.status.success(), "vpctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Until `vpctl status` ends with this code; what it says.
+async fn status(code: i32) -> serde_json::Value {
+    let mut last = None;
+    for _ in 0..40 {
+        let output = vpctl(&["status", "-o", "json"]).await;
+        if output.status.code() == Some(code) {
+            return serde_json::from_slice(&output.stdout).unwrap();
+        }
+        last = Some(output);
+        // Each look takes its own time; there is nothing to be woken by from outside.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    panic!("status never ended with {code}: {last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let _gateway = gateway(&dir.path().join("s3"));
+    let credentials = Some(("test".to_owned(), "testtest".to_owned()));
+    let endpoints = Endpoints { region: Some("us-east-1".to_owned()), s3_endpoint_url: Some(format!("http://{S3}")), endpoint_url: None, credentials };
+    let store = ObjectStore::new(&Session::load(endpoints).await);
+    store.create_bucket(BUCKET).await.unwrap();
+    let started = (1..=3).map(|number| start(dir.path(), number, ["", "i-1", "i-2", "i-3"][number as usize], &store));
+    let mut coordinators: BTreeMap<u32, Coordinator> = (1..).zip(futures::future::join_all(started).await).collect();
+    let before = status(0).await;
+    let file = dir.path().join("cluster.snapshot");
+    let file = file.to_str().unwrap();
+
+    // Before: 1. save, 2. inspect.
+    let saved = done(&["snapshot", "save", file]).await;
+    assert!(saved.contains("test#"), "{saved}");
+    let inspected: serde_json::Value = serde_json::from_str(&done(&["snapshot", "inspect", file, "-o", "json"]).await).unwrap();
+    assert_eq!((inspected["cluster"].as_str(), inspected["coordinators"].as_u64()), (Some("test"), Some(3)));
+
+    // While somebody leads, there is nothing to restore; nor without the cluster's name.
+    let refused = vpctl(&["snapshot", "restore", file, "--confirm", "test"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("leads"), "{refused:?}");
+    assert_eq!(vpctl(&["snapshot", "restore", file, "--confirm", "dev"]).await.status.code(), Some(64));
+
+    // The day: two of three are gone with their disks. 3. status.
+    for number in [1, 2] {
+        coordinators.remove(&number).unwrap().stop().await;
+        std::fs::remove_dir_all(dir.path().join(format!("i-{number}"))).unwrap();
+    }
+    status(4).await;
+    // 4. inspect: a file that was damaged says so.
+    let mut damaged = std::fs::read(file).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    let broken = dir.path().join("broken");
+    std::fs::write(&broken, damaged).unwrap();
+    assert_eq!(vpctl(&["snapshot", "inspect", broken.to_str().unwrap()]).await.status.code(), Some(1));
+    done(&["snapshot", "inspect", file]).await;
+    // 5. restore.
+    let restored = done(&["snapshot", "restore", file, "--confirm", "test"]).await;
+    assert!(restored.contains("begins again as test#"), "{restored}");
+
+    // 6. The survivor ends by itself (its daemon reads the record every 3 s), lost ones come back with empty disks.
+    let old = coordinators.remove(&3).unwrap();
+    let superseded = vp_coordinator::bootstrap::superseded(
+        Bucket { store: store.clone(), name: BUCKET.to_owned() },
+        old.leader.cluster_id.trim_start_matches("test#").to_owned(),
+    );
+    tokio::time::timeout(Duration::from_secs(10), superseded).await.unwrap();
+    let old_id = old.leader.cluster_id.clone();
+    old.stop().await;
+    let started = [(1, "i-4"), (2, "i-5"), (3, "i-3")].map(|(number, instance)| start(dir.path(), number, instance, &store));
+    let coordinators = futures::future::join_all(started).await;
+
+    // 7. Well again, beyond everything of before.
+    let after = status(0).await;
+    let number = |status: &serde_json::Value, key: &str| status[key].as_u64().unwrap();
+    assert!(number(&after, "revision") > number(&before, "revision") + (1 << 40) - 1, "{before} {after}");
+    assert!(number(&after, "term") > number(&before, "term"));
+    assert!(coordinators.iter().all(|one| one.leader.cluster_id != old_id));
+    assert!(done(&["events"]).await.contains("cluster restored"));
+    let aside: Vec<_> = std::fs::read_dir(dir.path().join("i-3")).unwrap().map(|item| item.unwrap().file_name()).collect();
+    assert_eq!(aside.len(), 2, "the survivor's disk of before is kept: {aside:?}");
+    // What it would say is not heard: it is of another cluster.
+    let disk = dir.path().join("i-3").join(aside.iter().find(|name| *name != "coordinator").unwrap());
+    assert_eq!(vp_coordinator::storage::whose::identity(&disk).unwrap().unwrap().cluster, old_id);
+
+    // 8. A new snapshot.
+    done(&["snapshot", "save", file]).await;
+    for one in coordinators {
+        one.stop().await;
+    }
+}

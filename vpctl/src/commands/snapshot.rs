@@ -1,0 +1,163 @@
+//! `snapshot`: the replicated state in a file, and the cluster founded anew on it when most coordinators are lost for good. The file is one line of JSON
+//! that describes it, then the state (JSON too): `tail -1 FILE | jq .nodes` reads it. docs/runbooks/lost-quorum.md walks through it.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use vp_proto::v1::SavedSnapshot;
+
+use crate::arguments::{Format, SnapshotCommand};
+use crate::cluster::Cluster;
+use crate::failure::Failure;
+use crate::place::Place;
+use crate::terminal::Screen;
+use crate::view;
+
+const FORMAT: u32 = 1;
+/// The record of the cluster's incarnation (docs/contracts.md §5).
+const RECORD: &str = "coordinators/cluster.json";
+
+/// The first line. The coordinators read the same keys.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    cluster: String,
+    cluster_id: String,
+    index: u64,
+    term: u64,
+    saved_unix_ms: u64,
+    /// Of the second line, hex.
+    sha256: String,
+}
+
+/// A file that is whole.
+struct Saved {
+    header: Header,
+    state: Value,
+    bytes: Vec<u8>,
+}
+
+pub async fn snapshot(
+    place: &Place,
+    cluster: impl FnOnce() -> Result<Cluster, Failure>,
+    screen: &Screen,
+    format: Format,
+    command: SnapshotCommand,
+) -> Result<u8, Failure> {
+    match command {
+        SnapshotCommand::Save { file } => save(&cluster()?, screen, &file).await,
+        SnapshotCommand::Inspect { file } => inspect(screen, format, &file),
+        SnapshotCommand::Restore { file, confirm } => restore(place, &cluster()?, screen, &file, &confirm).await,
+    }
+}
+
+async fn save(cluster: &Cluster, screen: &Screen, file: &Path) -> Result<u8, Failure> {
+    let SavedSnapshot { cluster, cluster_id, index, term, state } = cluster.save_snapshot().await?;
+    let header = Header { format: FORMAT, cluster, cluster_id, index, term, saved_unix_ms: unix_ms(), sha256: hex::encode(Sha256::digest(&state)) };
+    let mut bytes = serde_json::to_vec(&header).map_err(|error| malformed(file, &error.to_string()))?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&state);
+    bytes.push(b'\n');
+    // Whole or not at all: an interrupted save leaves the one before.
+    let temporary = file.with_extension("part");
+    std::fs::write(&temporary, &bytes).map_err(Failure::file(&temporary))?;
+    std::fs::File::open(&temporary).and_then(|written| written.sync_all()).map_err(Failure::file(&temporary))?;
+    std::fs::rename(&temporary, file).map_err(Failure::file(file))?;
+    screen.line(&format!("{}: {} at revision {index}, {} bytes", file.display(), header.cluster_id, bytes.len()));
+    Ok(0)
+}
+
+fn inspect(screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> {
+    let saved = read(file)?;
+    let count = |key: &str| saved.state[key].as_object().map_or(0, serde_json::Map::len);
+    let answer = json!({
+        "cluster": saved.header.cluster,
+        "cluster_id": saved.header.cluster_id,
+        "revision": saved.header.index,
+        "saved_unix_ms": saved.header.saved_unix_ms,
+        "apply_version": saved.state["apply_version"],
+        "coordinators": saved.state["coordinators"]["slots"].as_object().map_or(0, serde_json::Map::len),
+        "nodes": count("nodes"),
+        "slots": count("slots"),
+        "bytes": saved.bytes.len(),
+    });
+    view::show(screen, format, &answer, |answer| {
+        let line = |key: &str| format!("{key:<14} {}\n", answer[key].to_string().trim_matches('"'));
+        ["cluster_id", "revision", "saved_unix_ms", "apply_version", "coordinators", "nodes", "slots", "bytes"].map(line).concat()
+    })?;
+    Ok(0)
+}
+
+/// Founds the cluster anew: the snapshot is put beside the claims, then one conditional write makes it the beginning of another incarnation. Members of
+/// the old one are strangers to it, whatever their disks hold.
+async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path, confirm: &str) -> Result<u8, Failure> {
+    let saved = read(file)?;
+    if saved.header.cluster != confirm {
+        return Err(Failure::Usage(format!("the snapshot is of cluster '{}', confirmed was '{confirm}'", saved.header.cluster)));
+    }
+    if let Ok(status) = cluster.status().await
+        && status.leader_id != 0
+    {
+        return Err(Failure::NotNow {
+            what: format!("coordinator {} leads: a restore would give up what it has acknowledged", status.leader_id),
+            next: "`vpctl status` shows what is wrong; a restore is for the day on which no majority can come back".to_owned(),
+        });
+    }
+    let (store, bucket) = place.cluster_bucket().await?;
+    let before = match store.get(&bucket, RECORD).await {
+        Ok((_, etag)) => Some(etag),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(error.into()),
+    };
+    let sha256 = hex::encode(Sha256::digest(&saved.bytes));
+    let key = format!("coordinators/snapshots/{sha256}");
+    store.put(&bucket, &key, saved.bytes.into(), "application/x-ndjson").await?;
+    let incarnation = hex::encode(&uuid::Uuid::new_v4().as_bytes()[..8]);
+    let record = json!({
+        "incarnation": incarnation,
+        "founders": saved.state["coordinators"]["slots"],
+        "apply_version": saved.state["apply_version"],
+        "restored": {"key": key, "sha256": sha256, "unix_ms": unix_ms()},
+    });
+    let body = record.to_string().into();
+    let put = match &before {
+        Some(etag) => store.put_if_match(&bucket, RECORD, body, "application/json", etag).await,
+        None => store.put_if_absent(&bucket, RECORD, body, "application/json").await,
+    };
+    match put {
+        Ok(_) => {}
+        Err(error) if error.is_precondition_failed() => {
+            return Err(Failure::NotNow { what: "somebody else restored the cluster just now".to_owned(), next: "look with `vpctl status`".to_owned() });
+        }
+        Err(error) => return Err(error.into()),
+    }
+    screen.line(&format!("{confirm} begins again as {confirm}#{incarnation}, from revision {}", saved.header.index));
+    screen.note("coordinators that run start again within seconds, lost ones through their groups; follow with `vpctl status --watch`");
+    Ok(0)
+}
+
+fn read(file: &Path) -> Result<Saved, Failure> {
+    let bytes = std::fs::read(file).map_err(Failure::file(file))?;
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| malformed(file, "it has one line only"))?;
+    let header: Header = serde_json::from_slice(&bytes[..end]).map_err(|error| malformed(file, &error.to_string()))?;
+    if header.format != FORMAT {
+        return Err(malformed(file, &format!("its format is {}, this vpctl knows {FORMAT}", header.format)));
+    }
+    let body = bytes[end + 1..].strip_suffix(b"\n").unwrap_or(&bytes[end + 1..]);
+    if hex::encode(Sha256::digest(body)) != header.sha256 {
+        return Err(malformed(file, "its state is not what was saved: the hash differs"));
+    }
+    let state = serde_json::from_slice(body).map_err(|error| malformed(file, &error.to_string()))?;
+    Ok(Saved { header, state, bytes })
+}
+
+fn malformed(file: &Path, reason: &str) -> Failure {
+    Failure::Malformed { what: format!("the snapshot {}", file.display()), reason: reason.to_owned() }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
