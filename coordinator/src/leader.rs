@@ -8,7 +8,7 @@ use std::{
 use fail::fail_point;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
-use vp_cluster::{ClusterState, Command, MemberId, Observations, Rejection, Zone, observe::CoordinatorSeen, requests::Answer};
+use vp_cluster::{ClusterState, Command, MemberId, Observations, Rejection, observe::CoordinatorSeen, requests::Answer};
 
 use crate::{
     machine::Entry,

@@ -19,7 +19,7 @@ use vp_coordinator::{
     claims::Bucket,
     control::Findings,
     joining::ByLeader,
-    leader::Leader,
+    leader::{self, Leader},
     machine::ClusterMachine,
     membership,
     peers::Network,
@@ -86,7 +86,17 @@ async fn start(root: &Path, number: u32, instance: &str, store: &ObjectStore) ->
     let (raft, ended) = raft::start(node, network.outgoing());
     let member = MemberId(place.member);
     let cluster_id = place.cluster_id;
-    let leader = Leader { settings, cluster_id, member, raft, state, registry: Registry::default(), world: World::default(), wake: Notify::new() };
+    let leader = Leader {
+        settings,
+        cluster_id,
+        member,
+        raft,
+        state,
+        registry: Registry::default(),
+        world: World::default(),
+        unix_ms: Box::new(leader::unix_ms),
+        wake: Notify::new(),
+    };
     let leader = Arc::new(leader);
     let (_, findings) = tokio::sync::watch::channel(Findings::default());
     let server = tonic::transport::Server::builder()

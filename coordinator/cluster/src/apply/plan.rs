@@ -19,6 +19,7 @@ pub fn carry_out(state: &mut ClusterState, before: Revision, plan: &Plan, events
     }
     let mut next = tried(state, plan, events)?;
     next.events = std::mem::take(&mut state.events);
+    next.requests = std::mem::take(&mut state.requests);
     *state = next;
     Ok(())
 }
@@ -32,7 +33,11 @@ fn tried(state: &ClusterState, plan: &Plan, events: &mut Events) -> Result<Clust
         slots: state.slots.clone(),
         ensembles: state.ensembles.clone(),
         brake_release: state.brake_release.clone(),
+        apply_version: state.apply_version,
+        coordinators: state.coordinators.clone(),
+        // No action reads them.
         events: Default::default(),
+        requests: Default::default(),
     };
     let mut taken = Taken::default();
     for action in &plan.actions {

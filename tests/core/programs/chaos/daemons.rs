@@ -306,7 +306,7 @@ impl Trial {
         let leader = self.coordinators.leader(Duration::from_secs(30)).await?;
         let asked = async {
             let channel = channel::open(self.coordinators.address(leader), None).await.ok()?;
-            match OperatorsClient::new(channel).drain(DrainRequest { instance_id: id.to_owned(), undo }).await {
+            match OperatorsClient::new(channel).drain(DrainRequest { instance_id: id.to_owned(), undo, request_id: String::new() }).await {
                 Ok(_) => Some(true),
                 // Its leader word is in the metadata; without it the order itself was refused.
                 Err(status) => Some(status.code() == tonic::Code::FailedPrecondition && status.metadata().get(vp_proto::LEADER_KEY).is_none()),
@@ -383,6 +383,6 @@ impl Trial {
     async fn status(&self) -> anyhow::Result<ClusterStatus> {
         let leader = self.coordinators.leader(Duration::from_millis(1500)).await?;
         let channel = channel::open(self.coordinators.address(leader), None).await?;
-        Ok(OperatorsClient::new(channel).status(StatusRequest {}).await?.into_inner())
+        Ok(OperatorsClient::new(channel).status(StatusRequest { stale: false }).await?.into_inner())
     }
 }

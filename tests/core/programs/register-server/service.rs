@@ -34,7 +34,7 @@ impl Content {
             // Exactly as a coordinator proposes a command.
             Self::Cluster(_) => {
                 let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
-                serde_json::to_vec(&Entry { unix_ms, command: Command::Note { kind: "write".to_owned(), subject: key, detail: value } })
+                serde_json::to_vec(&Entry { unix_ms, request: None, command: Command::Note { kind: "write".to_owned(), subject: key, detail: value } })
             }
             Self::Registers(_) => serde_json::to_vec(&Write { key, value }),
         };

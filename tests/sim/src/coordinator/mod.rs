@@ -310,7 +310,7 @@ impl World {
             let lives = self.coordinators[*other].up.is_some() && !self.coordinators[*other].paused;
             **other == id || (lives && self.network.open(id, **other) && self.network.open(**other, id))
         };
-        let answering = self.coordinators.keys().filter(answers).map(|other| u64::from(*other)).collect();
+        let answering = self.coordinators.keys().filter(answers).map(|other| MemberId(u64::from(*other))).collect();
         if let Some(process) = self.coordinators.get(&id).and_then(|coordinator| coordinator.up.as_ref()) {
             process.leader.world.lock().answering = Some(answering);
         }
