@@ -1,5 +1,5 @@
 //! The replicated log as a library: `node` decides nothing by itself and drives raft-rs in its documented order, `task` gives
-//! it a thread, a clock and a handle. Transport is `peers`, the disk is `storage`, the meaning of commands is a [`Machine`].
+//! it a thread and a clock, `handle` is what others hold. Transport is `peers`, the disk is `storage`, the meaning of commands is a [`Machine`].
 //!
 //! ```text
 //! propose ─┐                    ┌─ outbox ──> peers
@@ -7,12 +7,14 @@
 //! ticks ───┘                    └─ apply  ──> machine ──> replies
 //! ```
 
+pub mod handle;
 pub mod logger;
 pub mod node;
 pub mod task;
 
+pub use handle::{Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status};
 pub use node::{Config, Group, Machine, Node, NodeError, Outbox};
-pub use task::{Applied, LeadershipEvent, ProposeError, RaftHandle, ReadError, Role, Status, Task, start};
+pub use task::{Task, start};
 
 use std::path::Path;
 
