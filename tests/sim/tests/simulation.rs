@@ -49,3 +49,30 @@ fn a_picture_names_every_coordinator_and_slot() {
     }
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
 }
+
+/// Those that the first seeds notice, one of each kind; `make mutants` plants all of them.
+#[cfg(feature = "mutants")]
+#[test]
+fn bugs_planted_by_name_are_noticed_within_a_hundred_seeds() {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for name in [
+        "no-sync-before-send",
+        "commit-before-quorum",
+        "events-lost-in-snapshot",
+        "half-a-lease",
+        "exclusive-without-lease",
+        "quorum-killed-with-lease",
+        "silence-moves-a-quorum-role",
+        "unknown-is-terminated",
+        "generation-not-raised",
+        "volume-detached-from-holder",
+        "brake-off",
+        "brake-opens-at-once",
+        "old-member-on-an-empty-disk",
+        "joiner-not-in-sync",
+    ] {
+        let total = all(&Order { first: 0, seeds: 100, within: Duration::from_secs(60), threads, mutant: Some(name) });
+        let (seed, rule, _) = total.violations.first().unwrap_or_else(|| panic!("{name}: nothing noticed it in {} seeds", total.seeds));
+        println!("{name}: seed {seed}: {rule}");
+    }
+}
