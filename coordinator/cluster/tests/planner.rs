@@ -1,7 +1,7 @@
 //! Situations and the plans they call for.
 mod situation;
 use situation::{Situation, slot, spec, zone};
-use vp_cluster::{Action, Command, health, observe::Phase, planner, state::Volume};
+use vp_cluster::{Action, Command, Rejection, health, observe::Phase, planner, state::Volume};
 
 #[test]
 fn everything_wanted_is_placed_and_then_nothing_is_left_to_do() {
@@ -24,6 +24,14 @@ fn the_second_of_two_plans_in_a_row_is_stale() {
     let plan = planner::plan(&s.state, &s.obs).0;
     s.ok(Command::Plan(plan.clone()));
     assert!(s.apply(Command::Plan(plan)).is_err());
+}
+
+#[test]
+fn a_plan_is_refused_when_anything_at_all_has_happened_since() {
+    let mut s = Situation::of(spec(), "abc");
+    let plan = planner::plan(&s.state, &s.obs).0;
+    s.ok(Command::Note { kind: "x".into(), subject: "y".into(), detail: "z".into() });
+    assert!(matches!(s.apply(Command::Plan(plan)), Err(Rejection::Stale { .. })));
 }
 
 #[test]
