@@ -215,6 +215,7 @@ fn with_an_empty_disk_a_broker_waits_until_it_is_in_no_in_sync_set_and_keeps_its
     s.carry_out();
     s.word("kafka-1");
     s.obs.kafka.as_mut().expect("read").in_sync.insert(1);
+    s.obs.zone_empty_since_ms.insert(slot("kafka-1"), 0);
     s.obs.now_ms += 600_000;
     assert_eq!(s.plan(), [], "the disk is there: it is never given up while it may hold the only copy");
     assert!(s.gates().contains("its disk is not given up"), "{}", s.gates());
