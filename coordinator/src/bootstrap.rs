@@ -45,6 +45,10 @@ pub enum BootstrapError {
         "coordinator {coordinator} was this instance's, but its log in {folder} is gone: it does not vote any more; terminate the instance, its successor joins under a fresh id"
     )]
     Emptied { coordinator: u32, folder: PathBuf },
+    #[error(
+        "the state of coordinator {coordinator} in {folder} was not the majority's: it takes no part any more; terminate the instance, its successor starts from the majority's"
+    )]
+    Differs { coordinator: u32, folder: PathBuf },
     #[error("the disk in {folder} is member {found}'s, but this instance has claimed its place as member {claimed}")]
     OtherMember { folder: PathBuf, found: u64, claimed: u64 },
     #[error("the disk in {folder} belongs to cluster {found:?}, not to {wanted:?}")]
@@ -78,8 +82,8 @@ impl Me {
             instance_id: settings.instance_id.clone(),
             folder: settings.data.clone(),
             slots: data.coordinators.iter().map(|peer| (peer.id, slot(peer))).collect(),
-            // The lease with its drift and margin (decision 0003).
-            restore_wait: Duration::from_millis(data.lease_ms + data.lease_ms / 100 + 250),
+            // The time in which the last member of before has seen the new record, then the lease with its drift and margin (decision 0003).
+            restore_wait: 2 * LOOK + Duration::from_millis(data.lease_ms + data.lease_ms / 100 + 250),
             again: Duration::from_secs(1),
         }
     }
@@ -90,7 +94,8 @@ impl Me {
 pub struct Place {
     /// Name and incarnation.
     pub cluster_id: String,
-    pub incarnation: String,
+    /// The cluster as it was founded.
+    pub record: Record,
     pub member: u64,
     /// A founder whose disk holds nothing yet begins with this.
     pub first: Option<Snapshot>,
@@ -144,16 +149,38 @@ pub async fn find_place(claims: &impl Claims, leader: &impl Join, me: &Me) -> Re
     }
 }
 
-/// Ends when the cluster has another incarnation than this member's: it was restored, and two must not act.
-pub async fn superseded(claims: impl Claims, incarnation: String) {
+/// Ends when the cluster has another incarnation than this member's: it was restored, and two must not act. While `leads`, a record that is gone, or that
+/// somebody wrote anew because it was gone, is put back: only a restore ends what a majority keeps alive.
+pub async fn superseded(claims: impl Claims, mine: Record, leads: impl Fn() -> bool) {
     loop {
         tokio::time::sleep(LOOK).await;
-        if let Ok(Some((record, _))) = claims::read::<Record>(&claims, RECORD).await
-            && record.incarnation != incarnation
-        {
-            return;
+        let Ok(found) = claims::read::<Record>(&claims, RECORD).await else { continue };
+        let etag = match &found {
+            Some((record, _)) if record.incarnation == mine.incarnation => continue,
+            Some((record, _)) if record.restored.is_some() || !leads() => return,
+            Some((_, etag)) => Some(etag.as_str()),
+            None if leads() => None,
+            None => continue,
+        };
+        warn!(key = RECORD, "the record of this cluster is gone: it is put back");
+        if let Err(error) = claims::write(&claims, RECORD, &mine, etag).await {
+            warn!(error = %chain(&error), "the record is not put back yet");
         }
     }
+}
+
+/// Beside the log of a member whose state was not the majority's: whatever starts it again, it takes no part any more.
+const DIFFERS: &str = "differs";
+
+/// Says so on the disk.
+///
+/// # Errors
+/// It cannot be written.
+pub fn differs(folder: &Path, index: u64) -> Result<(), BootstrapError> {
+    let path = folder.join(DIFFERS);
+    let cause = |source| BootstrapError::File { path: path.clone(), source };
+    std::fs::write(&path, index.to_string()).map_err(cause)?;
+    std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(cause)
 }
 
 enum Taken {
@@ -195,6 +222,9 @@ impl From<StorageError> for Stop {
 
 async fn try_step(claims: &impl Claims, leader: &impl Join, me: &Me) -> Result<Taken, Stop> {
     let Some((record, _)) = claims::read::<Record>(claims, RECORD).await? else {
+        if let Some(reason) = founded_before(claims, me).await? {
+            return Ok(Taken::Wait(reason));
+        }
         claims::write(claims, RECORD, &first_record(me), None).await?;
         return Ok(Taken::Step);
     };
@@ -244,15 +274,35 @@ async fn try_step(claims: &impl Claims, leader: &impl Join, me: &Me) -> Result<T
             set_aside(&me.folder, &storage::Identity { cluster: id, member: disk.unwrap_or_default() })?;
             Ok(Taken::Step)
         }
+        Next::Serve(_) if me.folder.join(DIFFERS).exists() => Err(BootstrapError::Differs { coordinator: me.coordinator, folder: me.folder.clone() }.into()),
         Next::Serve(member) => serve(claims, me, &record, id, member).await,
         Next::Emptied => Err(BootstrapError::Emptied { coordinator: me.coordinator, folder: me.folder.clone() }.into()),
         Next::OtherMember { found, claimed } => Err(BootstrapError::OtherMember { folder: me.folder.clone(), found, claimed }.into()),
     }
 }
 
+/// Why a missing record is no sign of a new cluster: there are traces of one. Founding beside it would give up all that it has acknowledged.
+async fn founded_before(claims: &impl Claims, me: &Me) -> Result<Option<String>, Stop> {
+    let mends = "its running members put it back, or an operator does (docs/runbooks/lost-quorum.md)";
+    if let Some(found) = whose::identity(&me.folder)? {
+        if !found.cluster.starts_with(&format!("{}#", me.cluster)) {
+            return Err(BootstrapError::OtherCluster { folder: me.folder.clone(), found: found.cluster, wanted: me.cluster.clone() }.into());
+        }
+        return Ok(Some(format!("{RECORD} is gone, but this disk is a member's of {}: {mends}", found.cluster)));
+    }
+    for number in me.slots.keys() {
+        if claims::read::<Claim>(claims, &claim_key(*number)).await?.is_some() {
+            return Ok(Some(format!("{RECORD} is gone, but {} is there, so the cluster was founded: {mends}", claim_key(*number))));
+        }
+    }
+    Ok(None)
+}
+
 async fn serve(claims: &impl Claims, me: &Me, record: &Record, cluster_id: String, member: u64) -> Result<Taken, Stop> {
     let founder = member == u64::from(me.coordinator) && record.founders.contains_key(&me.coordinator);
-    let first = match founder {
+    // One that holds a log needs no beginning, and the snapshot that it was founded on may be long gone.
+    let begins = founder && DiskStore::open(&me.folder, &storage::Identity { cluster: cluster_id.clone(), member }, StoreOptions::default())?.is_empty();
+    let first = match begins {
         true => match saved::first(claims, &me.cluster, record).await {
             Ok(first) => Some(first),
             Err(SavedError::Claims(error)) => return Err(error.into()),
@@ -267,7 +317,7 @@ async fn serve(claims: &impl Claims, me: &Me, record: &Record, cluster_id: Strin
     };
     let members = if founder { record.founders.iter().filter_map(at).collect() } else { read_joined(&me.folder, member) };
     info!(coordinator = me.coordinator, member, cluster = %cluster_id, "this instance has its place");
-    Ok(Taken::Place(Box::new(Place { cluster_id, incarnation: record.incarnation.clone(), member, first, members })))
+    Ok(Taken::Place(Box::new(Place { cluster_id, record: record.clone(), member, first, members })))
 }
 
 #[derive(Debug, PartialEq)]

@@ -27,6 +27,9 @@ pub struct Restored {
     pub key: String,
     pub sha256: String,
     pub unix_ms: u64,
+    /// How often the cluster was restored, this time included: each carries index and term further than the one before.
+    #[serde(default = "once")]
+    pub times: u64,
 }
 
 /// Which instance fills a coordinator's place, as which member.
@@ -35,6 +38,10 @@ pub struct Claim {
     pub incarnation: String,
     pub instance_id: String,
     pub member: u64,
+}
+
+fn once() -> u64 {
+    1
 }
 
 pub const RECORD: &str = "coordinators/cluster.json";

@@ -17,6 +17,8 @@ use vp_cluster::{
     state::{Lifecycle, Membership},
 };
 
+use vp_proto::v1::{self, Phase};
+
 use crate::{leader::Leader, region::Region};
 
 /// Time between two rounds; most of them only see that nothing is due.
@@ -213,6 +215,11 @@ impl CloudWatch {
             return true;
         }
         if self.leader.raft.read_index().await.is_err() {
+            return false;
+        }
+        // After a restore the state may know less than the node, which runs what was moved to it since.
+        let runs = |report: v1::SlotObservation| matches!(report.phase(), Phase::Starting | Phase::Healthy | Phase::Unhealthy | Phase::Stopping);
+        if !self.leader.registry.view(at).heard || self.leader.registry.report(at, slot).is_some_and(runs) {
             return false;
         }
         let state = self.leader.state();

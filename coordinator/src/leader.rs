@@ -37,6 +37,16 @@ pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
 }
 
+/// Longest text of an event, characters: parts of it may come from whoever knocks.
+const LONGEST_TEXT: usize = 400;
+
+fn cut(text: String) -> String {
+    match text.char_indices().nth(LONGEST_TEXT) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
 pub struct Leader {
     pub settings: Settings,
     /// Name and incarnation of the cluster, as peers say it to each other.
@@ -117,7 +127,7 @@ impl Leader {
 
     /// Records something people should know and that changes nothing. An event that could not be recorded is only logged: nothing waits for it.
     pub async fn note(&self, kind: &str, subject: impl ToString, detail: String) {
-        let note = Command::Note { kind: kind.to_owned(), subject: subject.to_string(), detail };
+        let note = Command::Note { kind: kind.to_owned(), subject: cut(subject.to_string()), detail: cut(detail) };
         if let Err(error) = self.propose(note).await {
             warn!(kind, error = &error as &dyn std::error::Error, "event not recorded");
         }

@@ -8,6 +8,7 @@ use clap::Parser;
 use tokio::{
     signal::unix::SignalKind,
     sync::{Notify, watch},
+    task::JoinSet,
 };
 use tonic::transport::Server;
 use tracing::{error, info, warn};
@@ -37,6 +38,8 @@ use vp_proto::{
     COORDINATOR_PORT, MAX_MESSAGE_BYTES,
     v1::{agents_server::AgentsServer, coordinators_server::CoordinatorsServer, operators_server::OperatorsServer},
 };
+
+const SUPERSEDED: &str = "the cluster was restored as another incarnation: this one is over";
 
 /// A member of the replicated coordinator group. Everything it needs comes from instance metadata and user data.
 #[derive(Parser)]
@@ -94,8 +97,8 @@ async fn serve(settings: Settings, place: Place, session: &Session, claims: Buck
         group: data.group.clone(),
         compute: compute.clone(),
     };
-    let instance = settings.instance_id.clone();
-    let Place { cluster_id, incarnation, .. } = place;
+    let (instance, folder) = (settings.instance_id.clone(), settings.data.clone());
+    let Place { cluster_id, record, .. } = place;
     let leader = Arc::new(Leader {
         settings,
         cluster_id,
@@ -112,7 +115,8 @@ async fn serve(settings: Settings, place: Place, session: &Session, claims: Buck
     let region = Aws { compute: compute.clone(), groups: Groups::new(session.shared()), store: claims.store.clone(), bucket: claims.name.clone() };
     let watch = CloudWatch { leader: leader.clone(), region: Arc::new(region) };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
-    let superseded = bootstrap::superseded(Bucket { store: claims.store.clone(), name: claims.name.clone() }, incarnation);
+    let leading = raft.clone();
+    let superseded = bootstrap::superseded(Bucket { store: claims.store.clone(), name: claims.name.clone() }, record, move || leading.status().leads());
     let membership = Membership { leader: leader.clone(), compute, claims };
     let connections = membership::follow(network.clone(), member, leader.state.clone());
     let agreement = state_hash::run(leader.clone(), state_hash.clone());
@@ -128,6 +132,8 @@ async fn serve(settings: Settings, place: Place, session: &Session, claims: Buck
         .add_service(operators)
         .add_service(network.service(raft.clone(), &instance, state_hash))
         .serve(address);
+    let superseded = spawned(superseded);
+    tokio::pin!(superseded);
     let server = tokio::spawn(server);
     info!(%address, %member, "coordinator serving");
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
@@ -139,9 +145,11 @@ async fn serve(settings: Settings, place: Place, session: &Session, claims: Buck
         () = spawned(watch.run()) => bail!("the cloud watch ended"),
         () = spawned(zookeeper.run()) => bail!("the zookeeper watch ended"),
         () = spawned(membership.run()) => bail!("the membership watch ended"),
-        () = spawned(superseded) => bail!("the cluster was restored as another incarnation: this one is over"),
+        () = &mut superseded => bail!("{SUPERSEDED}"),
         index = tokio::spawn(agreement) => {
-            network.differs(index?);
+            let index = index?;
+            network.differs(index);
+            bootstrap::differs(&folder, index)?;
             error!("this member's state differs from the majority's at the same index: it takes no part any more, terminate its instance");
             true
         }
@@ -158,13 +166,18 @@ async fn serve(settings: Settings, place: Place, session: &Session, claims: Buck
     raft_ended.await.context("the log's task ended")?;
     if stands_aside {
         // The boot program would start it again, to no end; meanwhile it still says to whoever asks what it is.
-        terminate.recv().await;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            () = superseded => bail!("{SUPERSEDED}"),
+        }
     }
     info!("stopped as asked");
     Ok(())
 }
 
-/// A task of its own, awaited: its panic ends the process like its end does.
+/// A task of its own, awaited: its panic ends the process like its end does, and it ends when nobody waits for it any more.
 async fn spawned(task: impl Future<Output = ()> + Send + 'static) {
-    let _ = tokio::spawn(task).await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(task);
+    tasks.join_next().await;
 }

@@ -77,6 +77,14 @@ impl Membership {
             self.ask_members().await;
         }
         self.look_at_silent(memory).await;
+        // What was awaited may have taken long: the step is decided on the group and the state as they are now.
+        let Some(group) = self.leader.raft.group().await else { return };
+        for (id, _) in group.peers.iter().filter(|(_, peer)| peer.recent_active) {
+            memory.answered.insert(MemberId(*id), Instant::now());
+        }
+        if !self.leader.leads() {
+            return;
+        }
         let state = self.leader.state();
         let (step, gates) = membership::next(&state.coordinators, &seen(self.leader.member, &group, memory));
         self.leader.world.lock().coordinator_gates = gates;

@@ -151,7 +151,8 @@ impl Shared {
         let known_up_to = last_member;
         peers.by_id.retain(|id, peer| *id > known_up_to || members.get(id) == Some(&peer.address));
         for (&id, &address) in members {
-            if id != self.id && peers.by_id.get(&id).is_none_or(|peer| peer.address != address) {
+            // At one's own address there was the predecessor.
+            if id != self.id && address != self.own && peers.by_id.get(&id).is_none_or(|peer| peer.address != address) {
                 let rank = members.keys().filter(|other| **other < self.id && **other != id).count() as u32;
                 let peer = self.link(id, address, rank);
                 peers.by_id.insert(id, peer);

@@ -75,8 +75,8 @@ async fn load(claims: &impl Claims, cluster: &str, restored: &Restored, slots: B
         return Err(SavedError::OtherCluster { found: header.cluster, wanted: cluster.to_owned() });
     }
     let state: ClusterState = serde_json::from_slice(body).map_err(|error| damaged(&error.to_string()))?;
-    let index = header.index.saturating_add(INDEX_STEP);
-    Ok((index, header.term.saturating_add(TERM_STEP), restore::restored(state, index, slots, restored.unix_ms)))
+    let index = header.index.saturating_add(INDEX_STEP.saturating_mul(restored.times));
+    Ok((index, header.term.saturating_add(TERM_STEP.saturating_mul(restored.times)), restore::restored(state, index, slots, restored.unix_ms)))
 }
 
 fn hex(bytes: &[u8]) -> String {

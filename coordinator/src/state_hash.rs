@@ -75,36 +75,39 @@ pub fn judge(own: (u64, u64), others: &[(u64, u64, u64)], members: usize) -> Agr
 
 /// Compares for ever; ends with the index at which this member is the one that is wrong.
 pub async fn run(leader: Arc<Leader>, own: StateHash) -> u64 {
+    let leader = &*leader;
     let mut alarmed = Vec::new();
     loop {
         tokio::time::sleep(EVERY).await;
         let state = leader.state();
         let members = &state.coordinators.members;
-        let asked = members.iter().filter(|(id, _)| **id != leader.member).map(|(_, member)| identify(&member.address, &leader.cluster_id));
+        // Voters count, each once and in its own name: a successor that learns answers at its predecessor's address.
+        let voting = members.iter().filter(|(id, member)| **id != leader.member && member.standing == Standing::Voter);
+        let asked = voting.map(|(id, member)| async move { identify(&member.address, &leader.cluster_id).await.filter(|answer| answer.id == id.0) });
         let before = own();
         let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
         let others: Vec<(u64, u64, u64)> = answers.iter().map(|answer| (answer.id, answer.applied, answer.state_hash)).collect();
         leader.world.lock().answering = Some(others.iter().map(|(id, ..)| MemberId(*id)).collect());
         let voters = members.values().filter(|member| member.standing == Standing::Voter).count();
         for stopped in answers.iter().filter(|answer| answer.differs_at != 0) {
-            record(&leader, stopped.id, Some(stopped.differs_at)).await;
+            record(leader, stopped.id, Some(stopped.differs_at)).await;
         }
         match judge(before, &others, voters) {
             Agreement::Agreed(same) => {
                 alarmed.clear();
                 for id in same {
-                    record(&leader, id, None).await;
+                    record(leader, id, None).await;
                 }
             }
             Agreement::Outvotes(ids) => {
                 error!(index = before.0, members = ?ids, "coordinators have another state than the majority at the same index");
                 for id in ids {
-                    record(&leader, id, Some(before.0)).await;
+                    record(leader, id, Some(before.0)).await;
                 }
             }
             Agreement::Outvoted(ids) => {
                 error!(index = before.0, members = ?ids, "this member's state is not what the majority has at the same index");
-                record(&leader, leader.member.0, Some(before.0)).await;
+                record(leader, leader.member.0, Some(before.0)).await;
                 return before.0;
             }
             Agreement::Differ(ids) => {

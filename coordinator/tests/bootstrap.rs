@@ -13,8 +13,8 @@ use raft::eraftpb::Message;
 use tokio::sync::Notify;
 use vp_cluster::{Command, Zone, coordinators::CoordinatorSlot};
 use vp_coordinator::{
-    bootstrap::{BootstrapError, Me, Place, find_place},
-    claims::{self, Claim, ClaimError, Claims, RECORD, Record, claim_key},
+    bootstrap::{BootstrapError, Me, Place, find_place, superseded},
+    claims::{self, Claim, ClaimError, Claims, RECORD, Record, Restored, claim_key},
     joining::{Join, Joined},
     machine::{ClusterMachine, Entry},
     raft::Outbox,
@@ -283,4 +283,34 @@ async fn a_disk_of_another_cluster_is_refused_and_one_of_before_a_restore_is_set
     assert_ne!(before.cluster_id, after.cluster_id);
     let kept = std::fs::read_dir(root.path().join("i-1")).unwrap().count();
     assert_eq!(kept, 2, "the disk of before is still there");
+}
+
+#[tokio::test]
+async fn a_record_that_is_gone_is_put_back_by_who_leads_and_founds_no_second_cluster() {
+    let root = tempfile::tempdir().unwrap();
+    let objects = Objects::default();
+    let first = finds_place(&objects, &Ids::none(), &me(root.path(), 1, "i-1"), 1, Vec::new()).await;
+    let view = View::new(&objects, 1, BTreeMap::new());
+    objects.lock().unwrap().remove(RECORD);
+    // Neither a member's disk nor a new instance makes a cluster of its own.
+    for new in [me(root.path(), 1, "i-1"), me(root.path(), 2, "i-new")] {
+        let waits = tokio::time::timeout(Duration::from_millis(200), find_place(&view, &Ids::none(), &new)).await;
+        assert!(waits.is_err(), "{waits:?}");
+        assert!(!objects.lock().unwrap().contains_key(RECORD));
+    }
+    // Somebody wrote another all the same.
+    let other = Record { incarnation: "another".to_owned(), ..first.record.clone() };
+    claims::write(&view, RECORD, &other, None).await.unwrap();
+    let keeper = tokio::spawn(superseded(View::new(&objects, 2, BTreeMap::new()), first.record.clone(), || true));
+    let back = async {
+        while claims::read::<Record>(&view, RECORD).await.unwrap().is_none_or(|(record, _)| record != first.record) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), back).await.unwrap();
+    // A restore ends it.
+    let (_, etag) = claims::read::<Record>(&view, RECORD).await.unwrap().unwrap();
+    let restored = Restored { key: "k".to_owned(), sha256: "s".to_owned(), unix_ms: 1, times: 1 };
+    claims::write(&view, RECORD, &Record { restored: Some(restored), ..other }, Some(&etag)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), keeper).await.unwrap().unwrap();
 }

@@ -16,7 +16,7 @@ use vp_cluster::MemberId;
 use vp_coordinator::{
     api::operators::OperatorsApi,
     bootstrap::{Me, find_place},
-    claims::Bucket,
+    claims::{self, Bucket, RECORD, Record},
     control::Findings,
     joining::ByLeader,
     leader::{self, Leader},
@@ -186,6 +186,8 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     let started = (1..=3).map(|number| start(dir.path(), number, ["", "i-1", "i-2", "i-3"][number as usize], &store));
     let mut coordinators: BTreeMap<u32, Coordinator> = (1..).zip(futures::future::join_all(started).await).collect();
     let before = status(0).await;
+    let bucket = Bucket { store: store.clone(), name: BUCKET.to_owned() };
+    let (founded_as, _) = claims::read::<Record>(&bucket, RECORD).await.unwrap().unwrap();
     let file = dir.path().join("cluster.snapshot");
     let file = file.to_str().unwrap();
 
@@ -220,10 +222,8 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
 
     // 6. The survivor ends by itself (its daemon reads the record every 3 s), lost ones come back with empty disks.
     let old = coordinators.remove(&3).unwrap();
-    let superseded = vp_coordinator::bootstrap::superseded(
-        Bucket { store: store.clone(), name: BUCKET.to_owned() },
-        old.leader.cluster_id.trim_start_matches("test#").to_owned(),
-    );
+    let record = founded_as.clone();
+    let superseded = vp_coordinator::bootstrap::superseded(Bucket { store: store.clone(), name: BUCKET.to_owned() }, record, || false);
     tokio::time::timeout(Duration::from_secs(10), superseded).await.unwrap();
     let old_id = old.leader.cluster_id.clone();
     old.stop().await;

@@ -223,6 +223,9 @@ pub enum SnapshotCommand {
         /// The cluster's name, typed out: everything after the snapshot is given up
         #[arg(long, value_name = "CLUSTER")]
         confirm: String,
+        /// Restore even though no coordinator answers: they are known to be gone, not merely out of reach from here
+        #[arg(long)]
+        all_gone: bool,
     },
 }
 

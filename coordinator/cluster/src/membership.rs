@@ -64,7 +64,7 @@ fn decide(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Opti
     if let Some((id, _)) = group.members.iter().find(|(id, member)| member.standing == Standing::Joining && !seen.learners.contains(id)) {
         return Some(Step::AddLearner(*id));
     }
-    replace(group, seen, gates).or_else(|| grow(group, seen, gates)).or_else(|| shrink(group, seen, gates))
+    replace(group, seen, gates).or_else(|| swap(group, seen, gates)).or_else(|| grow(group, seen, gates)).or_else(|| shrink(group, seen, gates))
 }
 
 /// Learners that never became anything: their instance is terminated, their slot is not wanted any more, or nobody knows them.
@@ -94,6 +94,14 @@ fn replace(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Opt
         }
     }
     None
+}
+
+/// A learner of a new slot for a voter of one that is not wanted any more: the number of voters stays as it is. A leader hands over before it is swapped.
+fn swap(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Option<Step> {
+    let old = voters(group, seen).filter(|(_, member)| !group.slots.contains_key(&member.slot)).map(|(id, _)| id).find(|id| *id != seen.leader)?;
+    let voting = |slot: u32| voters(group, seen).any(|(_, member)| member.slot == slot);
+    let (new, member) = learners(group, seen).find(|(id, member)| !voting(member.slot) && caught_up(seen, *id))?;
+    projected(seen, member.slot, ([new].into(), [old].into()), gates)
 }
 
 /// Learners of slots that never had a voter, as many at once as keep the number of voters odd.

@@ -262,3 +262,19 @@ fn rules_are_raised_only_when_every_member_knows_them() {
     apply(&mut case.state, index, 5, &Command::RaiseApplyVersion { to: 1 }).unwrap();
     assert_eq!((case.state.apply_version, version::raisable(&case.state)), (1, None));
 }
+
+#[test]
+fn a_wanted_coordinator_for_another_takes_its_place_in_one_change_also_when_the_other_leads() {
+    for leader in [1, 3] {
+        let mut case = Case::of(3);
+        case.leader = MemberId(leader);
+        let mut wanted = slots(1..=3);
+        wanted.remove(&3);
+        wanted.extend(slots(4..=4));
+        case.apply(CoordinatorChange::Want { slots: wanted }).unwrap();
+        assert_eq!(case.join(4, "i-4").unwrap(), MemberId(4));
+        let steps = case.settle();
+        assert_eq!(case.voters, ids([1, 2, 4]), "{steps:?}");
+        assert!(steps.contains(&Step::Change { promote: ids([4]), remove: ids([3]) }), "{steps:?}");
+    }
+}

@@ -55,7 +55,8 @@ impl Operators for OperatorsApi {
         let reachable = coordinators.iter().filter(|coordinator| coordinator.reachable).count();
         let counted = Coordinators { wanted: coordinators.len(), reachable };
         let (mut health, mut reasons) = health::judge(&state, &obs, counted, &findings.brake);
-        let age_ms = self.leader.raft.age_ms();
+        // Not known: as old as can be.
+        let age_ms = self.leader.raft.age_ms().unwrap_or(u64::MAX);
         if raft.leader == 0 {
             health = Health::QuorumLost;
             reasons.insert(0, "no coordinator leads".to_owned());
@@ -63,7 +64,8 @@ impl Operators for OperatorsApi {
         let mut wire = wire_health(health);
         if stale && !raft.leads() && raft.leader != 0 {
             wire = v1::Health::Unspecified;
-            reasons = vec![format!("a copy that may be {age_ms} ms old: how slots and nodes are doing only the leader hears")];
+            let age = if age_ms == u64::MAX { "of unknown age".to_owned() } else { format!("that may be {age_ms} ms old") };
+            reasons = vec![format!("a copy {age}: how slots and nodes are doing only the leader hears")];
         }
         let mut alarms = alarms(&findings);
         alarms.extend(group::alarms(&state.coordinators));
@@ -202,6 +204,7 @@ impl OperatorsApi {
     /// Puts an order into the log: accepted, refused with a reason, or nobody knows.
     async fn order(&self, order: Result<Order, Status>) -> Result<Response<v1::Accepted>, Status> {
         let Order { request, command, note } = order?;
+        orders::bounded(&command)?;
         let outcome = self.leader.ask(request, command).await;
         self.leader.wake.notify_one();
         let revision = outcome.map_err(|error| not_done(&self.leader, error))?;

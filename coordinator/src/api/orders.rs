@@ -5,6 +5,7 @@ use std::{path::Path, str::FromStr};
 use tonic::Status;
 use vp_cluster::{
     ClusterState, Command, NodeId, Observations, RoleName, SlotId,
+    coordinators::CoordinatorChange,
     liveness::{self, Brake},
 };
 use vp_proto::v1;
@@ -13,7 +14,9 @@ use super::operators::wire_gate;
 use crate::{catalogue, settings::SpecFile};
 
 /// Longest name of an operator that is written into the log.
-const LONGEST_NAME: usize = 80;
+const LONGEST_OPERATOR: usize = 80;
+/// Longest name of anything else, bytes (an Auto Scaling Group's has at most 255).
+const LONGEST_NAME: usize = 255;
 
 /// A command and what is said when it is accepted.
 #[derive(Debug)]
@@ -28,6 +31,22 @@ impl Order {
     /// An absent id is the empty text on the wire.
     pub fn new(request_id: String, command: Command, note: String) -> Self {
         Self { request: (!request_id.is_empty()).then_some(request_id), command, note }
+    }
+}
+
+/// Refuses names that nothing can have: a command is kept with its refusal, and the state has to fit into a snapshot.
+pub fn bounded(command: &Command) -> Result<(), Status> {
+    let names: Vec<&str> = match command {
+        Command::SetDraining { node, .. } | Command::SetCordoned { node, .. } => vec![&node.0],
+        Command::MoveSlot { slot, to, .. } => vec![&slot.role.0, to.as_ref().map_or("", |node| &node.0)],
+        Command::CancelMove { slot } => vec![&slot.role.0],
+        Command::Scale { role, .. } => vec![&role.0],
+        Command::Coordinators(CoordinatorChange::Want { slots }) => slots.values().flat_map(|slot| [slot.zone.0.as_str(), slot.group.as_str()]).collect(),
+        _ => Vec::new(),
+    };
+    match names.into_iter().find(|name| name.len() > LONGEST_NAME) {
+        Some(name) => Err(Status::invalid_argument(format!("a name has at most {LONGEST_NAME} bytes, this one has {}", name.len()))),
+        None => Ok(()),
     }
 }
 
@@ -74,7 +93,7 @@ pub fn apply(roles: &Path, request: &v1::ApplyRequest) -> Result<Order, Status> 
 
 /// Names the nodes that are silent at this moment; those that fall silent later are none of its business.
 pub fn release_brake(state: &ClusterState, obs: &Observations, request: &v1::ReleaseBrakeRequest) -> Result<Order, Status> {
-    let by: String = request.by.chars().filter(|c| !c.is_control()).take(LONGEST_NAME).collect();
+    let by: String = request.by.chars().filter(|c| !c.is_control()).take(LONGEST_OPERATOR).collect();
     if by.is_empty() {
         return Err(Status::invalid_argument("who says that they are gone? a release is written down with a name"));
     }
@@ -125,6 +144,17 @@ mod tests {
     fn a_spec_that_cannot_be_read_is_refused_with_its_line() {
         let refused = apply(Path::new("."), &v1::ApplyRequest { yaml: "roles:\n  kafka: {perf: 3}\n".to_owned(), request_id: String::new() }).unwrap_err();
         assert!(refused.message().contains("perf"), "{}", refused.message());
+    }
+
+    #[test]
+    fn a_name_too_long_for_anything_is_refused_before_the_log_keeps_it() {
+        let long = "x".repeat(LONGEST_NAME + 1);
+        let drained = drain(v1::DrainRequest { instance_id: long.clone(), ..v1::DrainRequest::default() }).unwrap();
+        let scaled = scale(v1::ScaleRequest { role: long, ..v1::ScaleRequest::default() }).unwrap();
+        for order in [drained, scaled] {
+            assert!(bounded(&order.command).is_err(), "{:?}", order.command);
+        }
+        assert!(bounded(&drain(v1::DrainRequest { instance_id: "i-1".to_owned(), ..v1::DrainRequest::default() }).unwrap().command).is_ok());
     }
 
     #[test]

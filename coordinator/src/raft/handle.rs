@@ -133,11 +133,13 @@ pub struct RaftHandle {
     pub(super) heard: Arc<Heard>,
 }
 
-/// When the leader was heard last, so that a state can say how old it may be.
+/// When this member last had all that a leader had committed, so that a state can say how old it may be.
 pub(super) struct Heard {
     pub(super) since: Instant,
     /// After `since`, ms.
     pub(super) last_ms: AtomicU64,
+    /// Highest index that a leader said is committed.
+    pub(super) committed: AtomicU64,
 }
 
 /// What became of snapshots: (peer, left here). Beside the queue, because a lost report would leave the peer behind for ever.
@@ -205,15 +207,32 @@ impl RaftHandle {
     /// Hands in a message from a peer whose envelope was checked; dropped when the queue is full, as Raft allows. False: the
     /// thread has ended, nobody takes messages any more.
     pub fn step(&self, message: Message) -> bool {
-        if matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot) {
-            self.heard.last_ms.store(self.heard.since.elapsed().as_millis() as u64, Ordering::Relaxed);
-        }
+        self.hear(&message);
         !matches!(self.requests.try_send(Request::Step(message)), Err(TrySendError::Disconnected(_)))
     }
 
-    /// How old this member's state may be: 0 when it leads, else the time since it last heard a leader.
-    pub fn age_ms(&self) -> u64 {
-        if self.status().leads() { 0 } else { (self.heard.since.elapsed().as_millis() as u64).saturating_sub(self.heard.last_ms.load(Ordering::Relaxed)) }
+    /// A leader's word says how new this member's state is, once everything that it says is committed is applied here. A heartbeat says no more than what
+    /// this member is known to have; appends say all.
+    fn hear(&self, message: &Message) {
+        let committed = match message.get_msg_type() {
+            MessageType::MsgAppend | MessageType::MsgHeartbeat => message.commit,
+            MessageType::MsgSnapshot => message.get_snapshot().get_metadata().index,
+            _ => return,
+        };
+        let known = self.heard.committed.fetch_max(committed, Ordering::Relaxed).max(committed);
+        if known > 0 && self.status.borrow().applied >= known {
+            self.heard.last_ms.store(self.heard.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// How old this member's state may be: 0 when it leads, else the time since it was last known to have all that a leader had committed. None: it has not
+    /// been, since this member started.
+    pub fn age_ms(&self) -> Option<u64> {
+        if self.status().leads() {
+            return Some(0);
+        }
+        let last = self.heard.last_ms.load(Ordering::Relaxed);
+        (last > 0).then(|| (self.heard.since.elapsed().as_millis() as u64).saturating_sub(last))
     }
 
     /// The last message to `peer` was not delivered.

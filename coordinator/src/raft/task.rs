@@ -73,7 +73,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
         let (status, watched) = watch::channel(Status { id: node.config().id, ..Status::default() });
         let (events, _) = broadcast::channel(64);
         let reports = Reports::default();
-        let heard = Arc::new(Heard { since: Instant::now(), last_ms: AtomicU64::new(0) });
+        let heard = Arc::new(Heard { since: Instant::now(), last_ms: AtomicU64::new(0), committed: AtomicU64::new(0) });
         let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone(), heard };
         let task = Self {
             node,
@@ -195,7 +195,9 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             }
             Request::Stand => {
                 let raft = &self.node.raw().raft;
+                // Whoever has no vote yet would elect itself: raft-rs does not ask.
                 if raft.state == StateRole::Follower
+                    && raft.promotable()
                     && raft.leader_id == raft::INVALID_ID
                     && let Err(error) = self.node.raw().campaign()
                 {

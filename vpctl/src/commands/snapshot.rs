@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use vp_proto::v1::SavedSnapshot;
+use vp_proto::v1::{ClusterStatus, SavedSnapshot};
 
 use crate::arguments::{Format, SnapshotCommand};
 use crate::cluster::Cluster;
@@ -18,6 +18,8 @@ use crate::view;
 
 const FORMAT: u32 = 1;
 /// The record of the cluster's incarnation (docs/contracts.md §5).
+/// One restore carries the index so many bits on (`vp_cluster::restore::INDEX_STEP`).
+const INDEX_STEP_BITS: u32 = 40;
 const RECORD: &str = "coordinators/cluster.json";
 
 /// The first line. The coordinators read the same keys.
@@ -50,7 +52,7 @@ pub async fn snapshot(
     match command {
         SnapshotCommand::Save { file } => save(&cluster()?, screen, &file).await,
         SnapshotCommand::Inspect { file } => inspect(screen, format, &file),
-        SnapshotCommand::Restore { file, confirm } => restore(place, &cluster()?, screen, &file, &confirm).await,
+        SnapshotCommand::Restore { file, confirm, all_gone } => restore(place, &cluster()?, screen, &file, &confirm, all_gone).await,
     }
 }
 
@@ -93,25 +95,30 @@ fn inspect(screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> 
 
 /// Founds the cluster anew: the snapshot is put beside the claims, then one conditional write makes it the beginning of another incarnation. Members of
 /// the old one are strangers to it, whatever their disks hold.
-async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path, confirm: &str) -> Result<u8, Failure> {
+async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path, confirm: &str, all_gone: bool) -> Result<u8, Failure> {
     let saved = read(file)?;
     if saved.header.cluster != confirm {
         return Err(Failure::Usage(format!("the snapshot is of cluster '{}', confirmed was '{confirm}'", saved.header.cluster)));
     }
-    if let Ok(status) = cluster.status().await
-        && status.leader_id != 0
-    {
-        return Err(Failure::NotNow {
-            what: format!("coordinator {} leads: a restore would give up what it has acknowledged", status.leader_id),
-            next: "`vpctl status` shows what is wrong; a restore is for the day on which no majority can come back".to_owned(),
-        });
+    match cluster.status().await {
+        Ok(status) => nobody_else(&status, &saved.state)?,
+        Err(_) if all_gone => {}
+        Err(error) => {
+            return Err(Failure::NotNow {
+                what: format!("no coordinator answers, so nobody can say that none leads ({error})"),
+                next: "ask from where they can be reached; if every one of them is gone for good, add --all-gone".to_owned(),
+            });
+        }
     }
     let (store, bucket) = place.cluster_bucket().await?;
     let before = match store.get(&bucket, RECORD).await {
-        Ok((_, etag)) => Some(etag),
+        Ok((record, etag)) => Some((serde_json::from_slice(&record).unwrap_or(Value::Null), etag)),
         Err(error) if error.is_not_found() => None,
         Err(error) => return Err(error.into()),
     };
+    // Each restore carries index and term a step further than the last, also one of the same file; an index tells how many it has behind it.
+    let restored = before.as_ref().and_then(|(record, _)| record["restored"]["times"].as_u64().or(record["restored"].is_object().then_some(1)));
+    let times = restored.unwrap_or(0).max(saved.header.index >> INDEX_STEP_BITS) + 1;
     let sha256 = hex::encode(Sha256::digest(&saved.bytes));
     let key = format!("coordinators/snapshots/{sha256}");
     store.put(&bucket, &key, saved.bytes.into(), "application/x-ndjson").await?;
@@ -120,11 +127,11 @@ async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path,
         "incarnation": incarnation,
         "founders": saved.state["coordinators"]["slots"],
         "apply_version": saved.state["apply_version"],
-        "restored": {"key": key, "sha256": sha256, "unix_ms": unix_ms()},
+        "restored": {"key": key, "sha256": sha256, "unix_ms": unix_ms(), "times": times},
     });
     let body = record.to_string().into();
     let put = match &before {
-        Some(etag) => store.put_if_match(&bucket, RECORD, body, "application/json", etag).await,
+        Some((_, etag)) => store.put_if_match(&bucket, RECORD, body, "application/json", etag).await,
         None => store.put_if_absent(&bucket, RECORD, body, "application/json").await,
     };
     match put {
@@ -137,6 +144,24 @@ async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path,
     screen.line(&format!("{confirm} begins again as {confirm}#{incarnation}, from revision {}", saved.header.index));
     screen.note("coordinators that run start again within seconds, lost ones through their groups; follow with `vpctl status --watch`");
     Ok(0)
+}
+
+/// A leader would lose what it has acknowledged; coordinators that the snapshot does not know could go on beside the restored ones.
+fn nobody_else(status: &ClusterStatus, saved: &Value) -> Result<(), Failure> {
+    if status.leader_id != 0 {
+        return Err(Failure::NotNow {
+            what: format!("coordinator {} leads: a restore would give up what it has acknowledged", status.leader_id),
+            next: "`vpctl status` shows what is wrong; a restore is for the day on which no majority can come back".to_owned(),
+        });
+    }
+    let unknown = status.coordinators.iter().find(|one| saved["coordinators"]["slots"].get(one.id.to_string()).is_none());
+    match unknown {
+        Some(one) => Err(Failure::NotNow {
+            what: format!("coordinator {} is wanted now, and the snapshot does not know it: it could go on beside the restored ones", one.id),
+            next: "take a newer snapshot, or terminate that coordinator's instance first and name the others with --coordinators".to_owned(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn read(file: &Path) -> Result<Saved, Failure> {

@@ -40,7 +40,9 @@ fn headline(text: &mut String, status: &Status, screen: &Screen) {
         _ => (Tone::Warn, "HEALTH UNKNOWN"),
     };
     let leader = status.leader.map_or_else(|| "no leader".to_owned(), |id| format!("leader coordinator {id}"));
-    let age = if status.age_ms > 0 {
+    let age = if status.age_ms == u64::MAX {
+        format!(", as coordinator {} knew it some time ago", status.answered_by.unwrap_or_default())
+    } else if status.age_ms > 0 {
         format!(", as coordinator {} knew it {} ago", status.answered_by.unwrap_or_default(), span(status.age_ms))
     } else {
         String::new()
