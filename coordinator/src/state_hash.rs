@@ -14,7 +14,7 @@ use vp_cluster::{
     coordinators::{CoordinatorChange, Standing},
 };
 
-use crate::{api::group::identify, leader::Leader, peers::StateHash};
+use crate::{api::group::identify, leader::Leader, peers::StateHash, trust::Trust};
 
 /// Time between two comparisons.
 const EVERY: Duration = Duration::from_secs(5);
@@ -74,13 +74,13 @@ pub fn judge(own: (u64, u64), others: &[(u64, u64, u64)], members: usize) -> Agr
 }
 
 /// Compares for ever; ends with the index at which this member is the one that is wrong.
-pub async fn run(leader: Arc<Leader>, own: StateHash) -> u64 {
+pub async fn run(leader: Arc<Leader>, trust: Arc<Trust>, own: StateHash) -> u64 {
     let mut alarmed = Vec::new();
     loop {
         tokio::time::sleep(EVERY).await;
         let state = leader.state();
         let members = &state.coordinators.members;
-        let asked = members.iter().filter(|(id, _)| **id != leader.member).map(|(_, member)| identify(&member.address, &leader.cluster_id));
+        let asked = members.iter().filter(|(id, _)| **id != leader.member).map(|(_, member)| identify(&trust, &member.address, &leader.cluster_id));
         let before = own();
         let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
         let others: Vec<(u64, u64, u64)> = answers.iter().map(|answer| (answer.id, answer.applied, answer.state_hash)).collect();
