@@ -56,6 +56,7 @@ impl PlaceArguments {
         if !self.coordinators.is_empty() {
             words.push(format!("--coordinators {}", quoted(&self.coordinators.join(","))));
         }
+        words.extend(self.certificate.iter().map(|folder| format!("--certificate {}", quoted(&folder.display().to_string()))));
         words.extend(self.region_name.iter().map(|name| format!("--region-name {}", quoted(name))));
         words.extend(self.state.iter().map(|state| format!("--state {}", quoted(&state.display().to_string()))));
         words.join(" ")

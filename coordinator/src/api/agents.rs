@@ -7,7 +7,12 @@
 //! Released -> SlotReleased
 //! ```
 
-use std::{collections::BTreeMap, pin::Pin, str::FromStr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use fail::fail_point;
 use futures::Stream;
@@ -115,12 +120,13 @@ pub async fn welcome(
     let Some(seat) = leader.registry.open(&node, session) else {
         return Err(Status::permission_denied("this session has been declared lost: the instance will be replaced"));
     };
-    let (outbox, answers) = mpsc::channel(OUTBOX);
+    let (outbox, answers) = mpsc::channel(OUTBOX + 1);
+    let last = Mutex::new(outbox.clone().try_reserve_owned().ok());
     let lease_ms = leader.settings.user_data.lease_ms;
     let welcome = v1::Welcome { session: session.0, lease_ms, heartbeat_ms: lease_ms / 4, term: leader.raft.status().term };
     let _ = outbox.try_send(Ok(answer(coordinator_message::Body::Welcome(welcome))));
     info!(node = %node, session = session.0, "agent session opened");
-    let conversation = Conversation { leader: leader.clone(), node, session, stream: seat.stream, outbox };
+    let conversation = Conversation { leader: leader.clone(), node, session, stream: seat.stream, outbox, last };
     leader.wake.notify_one();
     Ok((conversation, seat, answers))
 }
@@ -156,6 +162,8 @@ pub struct Conversation {
     session: Session,
     stream: u64,
     outbox: mpsc::Sender<Answer>,
+    /// Room for what ends the stream, however full the outbox is.
+    last: Mutex<Option<mpsc::OwnedPermit<Answer>>>,
 }
 
 impl Conversation {
@@ -169,7 +177,7 @@ impl Conversation {
                 message = incoming.message() => {
                     let Ok(Some(message)) = message else { break };
                     if !allowance.take(since.elapsed()) {
-                        let _ = self.outbox.try_send(Err(Status::resource_exhausted("more messages than an agent has to send")));
+                        self.end(Status::resource_exhausted("more messages than an agent has to send"));
                         break;
                     }
                     if !self.take(message).await {
@@ -194,7 +202,7 @@ impl Conversation {
             }
         }
         if !self.leader.leads() {
-            let _ = self.outbox.try_send(Err(not_leader(&self.leader)));
+            self.end(not_leader(&self.leader));
         }
         self.leader.registry.close(&self.node, self.stream);
         self.leader.wake.notify_one();
@@ -212,7 +220,7 @@ impl Conversation {
 
     async fn heartbeat(&self, heartbeat: v1::Heartbeat) -> bool {
         if heartbeat.slots.len() > limits::SLOTS {
-            let _ = self.outbox.try_send(Err(Status::invalid_argument(format!("more than {} slots in one heartbeat", limits::SLOTS))));
+            self.end(Status::invalid_argument(format!("more than {} slots in one heartbeat", limits::SLOTS)));
             return false;
         }
         let mut reports = BTreeMap::new();
@@ -267,7 +275,18 @@ impl Conversation {
 
     /// False: the agent does not read its answers.
     pub fn say(&self, body: coordinator_message::Body) -> bool {
-        self.outbox.try_send(Ok(answer(body))).is_ok()
+        let said = self.outbox.try_send(Ok(answer(body))).is_ok();
+        if !said {
+            self.end(Status::resource_exhausted("answers are not read"));
+        }
+        said
+    }
+
+    /// The stream's last answer; the first reason is the one that is told.
+    fn end(&self, status: Status) {
+        if let Some(room) = self.last.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            room.send(Err(status));
+        }
     }
 }
 

@@ -28,7 +28,7 @@ fn under(name: &str, attack: impl Future<Output = ()> + Send + 'static) -> Laten
     let (quiet, loud) = cell().block_on(async {
         let mut machines = Vec::new();
         for number in 0..3 {
-            machines.push(honest(&format!("i-{name}-{number}")).await);
+            machines.push(honest(&format!("i-{}-{number}", name.replace(' ', "-"))).await);
         }
         let watch = async || {
             let witnesses = Witnesses::watch(cell(), &machines).await.unwrap();

@@ -46,7 +46,9 @@ fn peer_envelope(bytes: &[u8]) -> bool {
     let Ok(envelope) = v1::Envelope::decode(bytes) else { return false };
     vp_coordinator::peers::decode(&envelope.message).is_some_and(|message| {
         let _ = message.get_msg_type();
-        message.entries.iter().for_each(|entry| drop(entry.get_entry_type()));
+        for entry in &message.entries {
+            let _ = entry.get_entry_type();
+        }
         true
     })
 }
