@@ -11,7 +11,7 @@ SEEDS ?= 20000
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs demo test sim mutants lint bench bench-core chaos clean clean-cache pins
+.PHONY: help setup build programs demo test sim mutants lint fuzz bench bench-core chaos clean clean-cache pins
 
 help: ## say what there is
 	@echo "vp: a self-healing cluster that processes videos, here on this one machine."
@@ -20,6 +20,7 @@ help: ## say what there is
 	@echo "  make test    every test (TIERS='unit' for the quick ones)"
 	@echo "  make sim     whole clusters decided by seeds, every step checked (SEEDS=20000 SECONDS=600)"
 	@echo "  make mutants plants each known bug and says which check notices it"
+	@echo "  make fuzz    ten million inputs for every parser of something from outside"
 	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
 	@echo
 	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint|bench-core|chaos"
@@ -64,6 +65,10 @@ mutants: setup ## fails when a planted bug is noticed by nothing
 lint: SETUP_FOR := lint
 lint: setup ## no complaint is let through
 	@tests/lint/run
+
+fuzz: SETUP_FOR := test
+fuzz: setup ## ten million inputs for every parser, optimised and with all checks on (VP_FUZZ_INPUTS, VP_FUZZ_ONLY, VP_FUZZ_SEED)
+	@VP_FUZZ_INPUTS=$${VP_FUZZ_INPUTS:-10000000} cargo test --workspace --locked --quiet --profile fuzz --test fuzz -- --nocapture
 
 bench: SETUP_FOR := test
 bench: build ## measures, beside one plain ffmpeg

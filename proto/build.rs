@@ -1,7 +1,7 @@
 //! Generates the wire types from `proto/vp/v1/*.proto`; needs `protoc` on the path.
 fn main() -> std::io::Result<()> {
     tonic_prost_build::configure().compile_protos(
-        &["proto/vp/v1/common.proto", "proto/vp/v1/agents.proto", "proto/vp/v1/peers.proto", "proto/vp/v1/coordinators.proto", "proto/vp/v1/operators.proto"],
-        &["proto"],
+        &["common", "enrolment", "agents", "peers", "coordinators", "operators"].map(|file| format!("proto/vp/v1/{file}.proto")),
+        &["proto".to_owned()],
     )
 }

@@ -258,7 +258,10 @@ pub fn load(folder: &Path) -> Result<Catalogue, CatalogueError> {
 }
 
 /// Parses and checks one role; `folder` holds its templates.
-fn parse(text: &str, folder: &Path) -> Result<Role, String> {
+///
+/// # Errors
+/// What is wrong with it, with the line.
+pub fn parse(text: &str, folder: &Path) -> Result<Role, String> {
     let mut role: Role = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
     let at = |key: &str, reason: String| match text.lines().position(|line| line.trim_start().starts_with(key)) {
         Some(line) => format!("line {}: {key}: {reason}", line + 1),

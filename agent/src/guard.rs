@@ -168,14 +168,18 @@ fn receive(socket: &UnixDatagram, generation: u64) -> Option<Instant> {
     let mut buffer = [0; 64];
     loop {
         let length = socket.recv(&mut buffer).ok()?;
-        let text = std::str::from_utf8(&buffer[..length]).unwrap_or_default();
-        let parsed = text.split_once(' ').and_then(|(g, d)| Some((g.parse::<u64>().ok()?, d.parse().ok()?)));
-        if let Some((for_generation, deadline)) = parsed
+        if let Some((for_generation, deadline)) = renewal(&buffer[..length])
             && for_generation == generation
         {
-            return Some(Instant(deadline));
+            return Some(deadline);
         }
     }
+}
+
+/// What a datagram says: generation and deadline; none when it is not one of ours.
+pub fn renewal(datagram: &[u8]) -> Option<(u64, Instant)> {
+    let (generation, deadline) = std::str::from_utf8(datagram).ok()?.split_once(' ')?;
+    Some((generation.parse().ok()?, Instant(deadline.parse().ok()?)))
 }
 
 fn arm(timer: &TimerFd, deadline: Instant) -> Result<(), GuardError> {

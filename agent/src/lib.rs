@@ -9,6 +9,7 @@
 //! ```
 
 pub mod catalogue;
+pub mod certificate;
 pub mod clock;
 pub mod control;
 pub mod conversation;

@@ -1,5 +1,5 @@
 //! The session with the leading coordinator, on a thread of its own so that no busy control loop delays a heartbeat: find the
-//! leader, say hello, heartbeat every quarter of a lease, renew leases and guards from its answers, hand on what it wants.
+//! leader, say hello under this instance's certificate, heartbeat every quarter of a lease, renew leases and guards from its answers, hand on what it wants.
 //! It waits for no disk and decides nothing.
 
 use std::collections::VecDeque;
@@ -17,7 +17,9 @@ use tonic::{Code, Status, Streaming};
 use vp_proto::v1::agents_client::AgentsClient;
 use vp_proto::v1::{AgentMessage, CoordinatorMessage, Hello, Welcome, agent_message, coordinator_message};
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
+use vp_trust::{DialError, Way};
 
+use crate::certificate::{Certificates, Held};
 use crate::clock::Instant;
 use crate::conversation::Conversation;
 use crate::guard;
@@ -35,7 +37,10 @@ enum SessionError {
     Refused(String),
     /// Try the next.
     #[error("unreachable")]
-    Unreachable(#[from] tonic::transport::Error),
+    Unreachable(#[from] vp_trust::DialError),
+    /// Get another certificate.
+    #[error("the certificate is not taken: {0}")]
+    Certificate(String),
     /// Try the next.
     #[error("ended: {0}")]
     Ended(String),
@@ -44,6 +49,8 @@ enum SessionError {
     Silent { what: &'static str, ms: u128 },
 }
 
+/// However short the lease: a handshake on a starved machine.
+const SHORTEST_REACH: Duration = Duration::from_millis(500);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(5);
@@ -57,41 +64,11 @@ pub struct Identity {
 
 /// Runs for ever.
 pub async fn run(settings: Arc<Settings>, identity: Identity, shared: Arc<Shared>) {
-    let mut session = Session { settings, identity, shared, sequence: 0 };
-    let mut pause = SHORTEST_PAUSE;
-    let mut hints = VecDeque::new();
-    let mut next = 0;
-    let mut failures = 0;
-    loop {
-        let count = session.settings.coordinators.len();
-        let (target, hinted) = match hints.pop_front() {
-            Some(hint) => (hint, true),
-            None => (session.settings.coordinators[next % count], false),
-        };
-        let before = session.sequence;
-        let ended = session.with(target).await;
-        if session.sequence > before {
-            // It was a session: begin anew.
-            (pause, failures) = (SHORTEST_PAUSE, 0);
-        }
-        failures += 1;
-        let mut wait = None;
-        match &ended {
-            SessionError::Redirect(Some(leader)) if !hinted && session.settings.coordinators.contains(leader) => {
-                hints.push_back(*leader);
-                continue;
-            }
-            SessionError::Refused(reason) => {
-                tracing::warn!(coordinator = %target, reason, "refused by a coordinator");
-                wait = Some(PAUSE_AFTER_REFUSAL);
-            }
-            error => tracing::debug!(coordinator = %target, error = %Chain(error), "no session"),
-        }
-        next += 1;
-        if wait.is_some() || failures % count == 0 {
-            tokio::time::sleep(wait.unwrap_or_else(|| jitter(pause))).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+    let certificates = Arc::new(Certificates::open(settings.clone()));
+    let session = Session { settings, identity, shared, certificates: certificates.clone(), sequence: 0 };
+    tokio::select! {
+        () = certificates.run() => {}
+        () = session.run() => {}
     }
 }
 
@@ -116,10 +93,52 @@ struct Session {
     settings: Arc<Settings>,
     identity: Identity,
     shared: Arc<Shared>,
+    certificates: Arc<Certificates>,
     sequence: u64,
 }
 
 impl Session {
+    async fn run(mut self) {
+        let mut pause = SHORTEST_PAUSE;
+        let mut hints = VecDeque::new();
+        let mut next = 0;
+        let mut failures = 0;
+        loop {
+            let count = self.settings.coordinators.len();
+            let (target, hinted) = match hints.pop_front() {
+                Some(hint) => (hint, true),
+                None => (self.settings.coordinators[next % count], false),
+            };
+            let before = self.sequence;
+            let ended = self.with(target).await;
+            if self.sequence > before {
+                // It was a session: begin anew.
+                (pause, failures) = (SHORTEST_PAUSE, 0);
+            }
+            failures += 1;
+            let mut wait = None;
+            match &ended {
+                SessionError::Redirect(Some(leader)) if !hinted && self.settings.coordinators.contains(leader) => {
+                    hints.push_back(*leader);
+                    continue;
+                }
+                SessionError::Refused(reason) => {
+                    tracing::warn!(coordinator = %target, reason, "refused by a coordinator");
+                    wait = Some(PAUSE_AFTER_REFUSAL);
+                }
+                error @ (SessionError::Certificate(_) | SessionError::Unreachable(DialError::Refused { .. } | DialError::Untrusted { .. })) => {
+                    tracing::warn!(coordinator = %target, error = %Chain(error), "no session");
+                }
+                error => tracing::debug!(coordinator = %target, error = %Chain(error), "no session"),
+            }
+            next += 1;
+            if wait.is_some() || failures % count == 0 {
+                tokio::time::sleep(wait.unwrap_or_else(|| jitter(pause))).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
     /// One session with `target`, until it ends.
     async fn with(&mut self, target: SocketAddr) -> SessionError {
         match self.converse(target).await {
@@ -129,20 +148,25 @@ impl Session {
     }
 
     async fn converse(&mut self, target: SocketAddr) -> Result<(), SessionError> {
+        let held = self.certificates.ready().await;
+        let outcome = self.converse_under(&held, target).await;
+        if let Err(SessionError::Certificate(_) | SessionError::Unreachable(DialError::Refused { .. })) = &outcome {
+            self.certificates.refused(&held);
+        }
+        outcome
+    }
+
+    async fn converse_under(&mut self, held: &Held, target: SocketAddr) -> Result<(), SessionError> {
         fail_point!("session::connect");
         let lease = self.settings.lease;
         let patience = (lease / 2).max(Duration::from_millis(500));
         // Both together shorter than half a lease: a partition is noticed in time to go elsewhere.
         let keep_alive = lease / 5;
-        let channel = Endpoint::from_shared(format!("http://{target}"))?
-            .local_address(Some(self.settings.node.address))
-            .connect_timeout(lease / 4)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(keep_alive)
-            .keep_alive_timeout(keep_alive)
-            .keep_alive_while_idle(true)
-            .connect()
-            .await?;
+        let endpoint =
+            Endpoint::from_static("http://coordinator").http2_keep_alive_interval(keep_alive).keep_alive_timeout(keep_alive).keep_alive_while_idle(true);
+        let within = (lease / 4).max(SHORTEST_REACH);
+        let way = Way { to: target, from: Some(self.settings.node.address), tls: held.tls.clone(), within };
+        let channel = vp_trust::dial(endpoint, &way).await?;
         let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (to_leader, messages) = mpsc::channel(16);
         let hello = AgentMessage { body: Some(agent_message::Body::Hello(self.hello())) };
@@ -244,8 +268,6 @@ impl Session {
             cluster: self.settings.cluster.clone(),
             instance_id: node.instance_id.clone(),
             address: node.address.to_string(),
-            identity_document: self.settings.identity.0.clone(),
-            identity_signature: self.settings.identity.1.clone(),
             agent_version: env!("CARGO_PKG_VERSION").into(),
             boot_id: self.identity.boot_id.clone(),
             cpu_millis: node.vcpus * 1000,
@@ -260,7 +282,8 @@ fn ended(status: &Status) -> SessionError {
             let leader = status.metadata().get(LEADER_KEY).and_then(|value| value.to_str().ok());
             SessionError::Redirect(leader.and_then(|leader| leader.parse().ok()))
         }
-        Code::PermissionDenied | Code::InvalidArgument | Code::Unauthenticated => SessionError::Refused(status.message().to_owned()),
+        Code::Unauthenticated => SessionError::Certificate(status.message().to_owned()),
+        Code::PermissionDenied | Code::InvalidArgument => SessionError::Refused(status.message().to_owned()),
         code => SessionError::Ended(format!("{code:?}: {}", status.message())),
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vp_trust::RootHash;
 
 use crate::imds::Metadata;
 use crate::layout::Layout;
@@ -80,6 +81,7 @@ struct UserData {
     buckets: Buckets,
     #[serde(default, rename = "identity_public_key")]
     _identity_public_key: serde::de::IgnoredAny,
+    trust: Trust,
     /// The coordinators'.
     #[serde(default, rename = "spec")]
     _spec: serde::de::IgnoredAny,
@@ -95,6 +97,12 @@ struct Coordinator {
     _zone: String,
     #[serde(default, rename = "group")]
     _group: serde::de::IgnoredAny,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Trust {
+    root_sha256: RootHash,
 }
 
 #[derive(Debug, Deserialize)]
@@ -154,6 +162,8 @@ pub struct Settings {
     pub region: String,
     /// Coordinators in the order of the user data.
     pub coordinators: Vec<SocketAddr>,
+    /// Of the cluster's root certificate: whom to talk to at all.
+    pub root: RootHash,
     /// The lease before a Welcome says otherwise.
     pub lease: Duration,
     /// AWS endpoints.
@@ -202,6 +212,7 @@ impl Settings {
             cluster: data.cluster,
             region: data.aws.region,
             coordinators: data.coordinators.iter().map(|c| SocketAddr::new(c.address, vp_proto::COORDINATOR_PORT)).collect(),
+            root: data.trust.root_sha256,
             lease: Duration::from_millis(data.lease_ms),
             aws: Aws { endpoint_url: data.aws.endpoint_url, s3_endpoint_url: data.aws.s3_endpoint_url, imds_endpoint: places.imds_endpoint },
             buckets: data.buckets,
@@ -235,6 +246,7 @@ lease_ms: 4000
 aws: {region: us-east-1, endpoint_url: "http://127.35.0.2:5000", s3_endpoint_url: "http://127.35.0.2:7070"}
 buckets: {uploads: dev-uploads, results: dev-results, cluster: dev-cluster}
 identity_public_key: QUJD
+trust: {root_sha256: 0000000000000000000000000000000000000000000000000000000000000000}
 spec:
   roles: {zookeeper: {min: 3, pref: 3, max: 5}}
   volume_wait_ms: 60000

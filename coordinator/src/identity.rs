@@ -4,6 +4,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use serde::Deserialize;
 use vp_cloud::ec2::{Compute, Instance, InstanceState};
+use vp_trust::{RequestError, proof::ProofError};
 
 /// Why an instance may not join. Shown to the instance and kept as an event.
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +13,8 @@ pub enum Refusal {
     Forged,
     #[error("the identity document cannot be read: {0}")]
     Unreadable(String),
-    #[error("the identity document is of {document}, the hello says {hello}")]
-    Other { document: String, hello: String },
+    #[error("the identity document is of {document}, the claim says {claim}")]
+    Other { document: String, claim: String },
     #[error("the identity document is of region {document}, this cluster is in {ours}")]
     Region { document: String, ours: String },
     #[error("EC2 knows no instance {0}")]
@@ -22,22 +23,48 @@ pub enum Refusal {
     NotRunning(&'static str),
     #[error("the instance belongs to {found}, not to our group {ours}")]
     Group { found: String, ours: String },
-    #[error("EC2 says the address is {ec2}, the hello says {hello}")]
-    Address { ec2: String, hello: String },
+    #[error("EC2 says the address is {ec2}, the claim says {claim}")]
+    Address { ec2: String, claim: String },
     #[error("it names the cluster '{given}', this is '{ours}'")]
     Cluster { given: String, ours: String },
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("the certificate request is for {wish}, the claim is of instance {claim}")]
+    Wish { wish: String, claim: String },
+    #[error("the call back to the instance's address: {0}")]
+    Proof(#[from] ProofError),
     /// Not a refusal for ever: EC2 could not be asked.
     #[error("EC2 could not be asked: {0}")]
     Later(String),
 }
 
+impl Refusal {
+    /// Was the document the region's own, and the claim's instance the document's? Then the refusal is worth a person's attention.
+    pub fn is_of_a_true_document(&self) -> bool {
+        match self {
+            Self::Region { .. } | Self::Unknown(_) | Self::NotRunning(_) | Self::Group { .. } | Self::Address { .. } | Self::Proof(_) => true,
+            Self::Forged | Self::Unreadable(_) | Self::Other { .. } | Self::Cluster { .. } | Self::Request(_) | Self::Wish { .. } | Self::Later(_) => false,
+        }
+    }
+}
+
 /// What a region's signed document says; other fields are not ours to judge.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Document {
+pub struct Document {
     instance_id: String,
     region: String,
     private_ip: String,
+}
+
+impl Document {
+    /// Reads a document; whose it is the signature says.
+    ///
+    /// # Errors
+    /// [`Refusal::Unreadable`].
+    pub fn read(text: &str) -> Result<Self, Refusal> {
+        serde_json::from_str(text).map_err(|error| Refusal::Unreadable(error.to_string()))
+    }
 }
 
 /// What the join is checked against.
@@ -51,7 +78,7 @@ pub struct Verifier {
     pub compute: Compute,
 }
 
-/// An instance's claim, as its hello carries it.
+/// An instance's claim, as it enrols with it.
 pub struct Claim<'a> {
     pub cluster: &'a str,
     pub instance_id: &'a str,
@@ -61,8 +88,11 @@ pub struct Claim<'a> {
 }
 
 impl Verifier {
-    /// The document's signature and content, without asking EC2.
-    fn verify_document(&self, claim: &Claim<'_>) -> Result<(), Refusal> {
+    /// The document's signature and content, without asking anybody.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn verify_document(&self, claim: &Claim<'_>) -> Result<(), Refusal> {
         if claim.cluster != self.cluster {
             return Err(Refusal::Cluster { given: claim.cluster.to_owned(), ours: self.cluster.clone() });
         }
@@ -70,28 +100,27 @@ impl Verifier {
         let signature = STANDARD.decode(compact).map_err(|_| Refusal::Forged)?;
         let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.public_key);
         key.verify(claim.document.as_bytes(), &signature).map_err(|_| Refusal::Forged)?;
-        let document: Document = serde_json::from_str(claim.document).map_err(|error| Refusal::Unreadable(error.to_string()))?;
+        let document = Document::read(claim.document)?;
         if document.instance_id != claim.instance_id {
-            return Err(Refusal::Other { document: document.instance_id, hello: claim.instance_id.to_owned() });
+            return Err(Refusal::Other { document: document.instance_id, claim: claim.instance_id.to_owned() });
         }
         if document.region != self.region {
             return Err(Refusal::Region { document: document.region, ours: self.region.clone() });
         }
         if document.private_ip != claim.address {
-            return Err(Refusal::Address { ec2: document.private_ip, hello: claim.address.to_owned() });
+            return Err(Refusal::Address { ec2: document.private_ip, claim: claim.address.to_owned() });
         }
         Ok(())
     }
 
-    /// Everything: document first (cheap), then EC2.
+    /// What EC2 says of an instance that has proved who it is: it runs, it is of our group, it has that address.
     ///
     /// # Errors
     /// The first thing that does not hold.
-    pub async fn verify(&self, claim: &Claim<'_>) -> Result<Instance, Refusal> {
-        self.verify_document(claim)?;
-        let asked = self.compute.describe_instance(claim.instance_id).await;
+    pub async fn look_up(&self, instance_id: &str, address: &str) -> Result<Instance, Refusal> {
+        let asked = self.compute.describe_instance(instance_id).await;
         let instance =
-            asked.map_err(|error| if error.is_not_found() { Refusal::Unknown(claim.instance_id.to_owned()) } else { Refusal::Later(error.to_string()) })?;
+            asked.map_err(|error| if error.is_not_found() { Refusal::Unknown(instance_id.to_owned()) } else { Refusal::Later(error.to_string()) })?;
         if !matches!(instance.state, InstanceState::Running | InstanceState::Pending) {
             return Err(Refusal::NotRunning(instance.state.as_str()));
         }
@@ -99,8 +128,8 @@ impl Verifier {
             let found = instance.group.unwrap_or_else(|| "no group".to_owned());
             return Err(Refusal::Group { found, ours: self.group.clone() });
         }
-        if instance.address.as_deref() != Some(claim.address) {
-            return Err(Refusal::Address { ec2: instance.address.unwrap_or_default(), hello: claim.address.to_owned() });
+        if instance.address.as_deref() != Some(address) {
+            return Err(Refusal::Address { ec2: instance.address.unwrap_or_default(), claim: address.to_owned() });
         }
         Ok(instance)
     }

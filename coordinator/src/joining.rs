@@ -9,11 +9,14 @@ use vp_proto::{
     COORDINATOR_PORT,
     v1::{JoinRequest, coordinators_client::CoordinatorsClient},
 };
+use vp_trust::DialError;
 
-use crate::settings::Settings;
+use crate::{settings::Settings, trust::Trust};
 
 /// One call's time: it waits for EC2 and for the log.
 const CALL: Duration = Duration::from_secs(10);
+/// To reach a coordinator, handshake included.
+const REACH: Duration = Duration::from_secs(1);
 
 /// An id of one's own, and where the others are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +34,17 @@ pub trait Join: Sync {
     fn join(&self, cluster_id: &str) -> impl Future<Output = Result<Joined, String>> + Send;
 }
 
-/// The leader, asked over the network.
-pub struct ByLeader<'a>(pub &'a Settings);
+/// The leader, asked over the network, under a certificate of the place that is asked for: like every coordinator this instance has made it with the root.
+pub struct ByLeader<'a> {
+    pub settings: &'a Settings,
+    pub trust: &'a Trust,
+}
 
 impl Join for ByLeader<'_> {
     async fn join(&self, cluster_id: &str) -> Result<Joined, String> {
         let mut said = Vec::new();
-        for peer in self.0.user_data.coordinators.iter().filter(|peer| peer.id != self.0.me.id) {
-            let asked = tokio::time::timeout(CALL, self.ask(peer.address.to_string(), cluster_id)).await;
+        for peer in self.settings.user_data.coordinators.iter().filter(|peer| peer.id != self.settings.me.id) {
+            let asked = tokio::time::timeout(CALL, self.ask(SocketAddr::from((peer.address, COORDINATOR_PORT)), cluster_id)).await;
             match asked.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer in time"))) {
                 Ok(joined) => return Ok(joined),
                 Err(status) => said.push(format!("{}: {}", peer.address, status.message())),
@@ -49,11 +55,10 @@ impl Join for ByLeader<'_> {
 }
 
 impl ByLeader<'_> {
-    async fn ask(&self, address: String, cluster_id: &str) -> Result<Joined, Status> {
-        let settings = self.0;
-        let endpoint = Endpoint::from_shared(format!("http://{address}:{COORDINATOR_PORT}")).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let endpoint = endpoint.local_address(Some(settings.me.address.into())).connect_timeout(Duration::from_secs(1));
-        let channel = endpoint.connect().await.map_err(|_| Status::unavailable("not reachable"))?;
+    async fn ask(&self, address: SocketAddr, cluster_id: &str) -> Result<Joined, Status> {
+        let settings = self.settings;
+        let way = self.trust.way(address, REACH);
+        let channel = vp_trust::dial(Endpoint::from_static("http://coordinator"), &way).await.map_err(|error| unreached(&error))?;
         let request = JoinRequest {
             cluster: settings.user_data.cluster.clone(),
             cluster_id: cluster_id.to_owned(),
@@ -67,5 +72,14 @@ impl ByLeader<'_> {
         let answer = CoordinatorsClient::new(channel).join(request).await?.into_inner();
         let at = |member: vp_proto::v1::CoordinatorMember| Some((member.member, SocketAddr::new(member.address.parse().ok()?, COORDINATOR_PORT)));
         Ok(Joined { member: answer.member, members: answer.members.into_iter().filter_map(at).collect() })
+    }
+}
+
+/// Somebody who is there and is not trusted, or does not trust us, must be told from somebody who is not there.
+fn unreached(error: &DialError) -> Status {
+    match error {
+        DialError::Untrusted { source, .. } => Status::unavailable(format!("{error}: {source}")),
+        DialError::Unreachable { .. } => Status::unavailable("not reachable"),
+        error => Status::unavailable(error.to_string()),
     }
 }

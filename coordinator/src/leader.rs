@@ -11,6 +11,7 @@ use tracing::warn;
 use vp_cluster::{ClusterState, Command, MemberId, Observations, Rejection, observe::CoordinatorSeen, requests::Answer};
 
 use crate::{
+    certificates::Certificates,
     machine::Entry,
     raft::{ProposeError, RaftHandle, ReadError},
     registry::{Clock, Registry},
@@ -53,6 +54,8 @@ pub struct Leader {
     pub cluster_id: String,
     /// Which member of the coordinators' group this is.
     pub member: MemberId,
+    /// Which certificate of an instance is the newest.
+    pub certificates: Certificates,
     pub raft: RaftHandle,
     pub state: watch::Receiver<Arc<ClusterState>>,
     pub registry: Registry,

@@ -1,4 +1,5 @@
-//! The coordinator: Raft over a durable log, the cluster's state on top of it, and three conversations (agents, peers, operators).
+//! The coordinator: Raft over a durable log, the cluster's state on top of it, and four conversations (enrolling instances, agents, peers, operators), each over
+//! TLS with a certificate of the cluster, but for the first.
 //!
 //! ```text
 //! agents ──> registry ─┐                        ┌─> desired sets ──> agents
@@ -9,6 +10,7 @@
 pub mod api;
 pub mod bootstrap;
 pub mod catalogue;
+pub mod certificates;
 pub mod claims;
 pub mod cloud_watch;
 pub mod control;
@@ -27,5 +29,6 @@ pub mod saved;
 pub mod settings;
 pub mod state_hash;
 pub mod storage;
+pub mod trust;
 pub mod world;
 pub mod zookeeper;

@@ -10,14 +10,21 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use tonic::transport::Server;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use vp_cloud::{Endpoints, Session, autoscaling::Groups, ec2::Compute, s3::ObjectStore};
 use vp_cluster::MemberId;
 use vp_coordinator::{
-    api::{agents::AgentsApi, coordinators::CoordinatorsApi, operators::OperatorsApi},
+    api::{
+        admission::Admission,
+        agents::AgentsApi,
+        coordinators::CoordinatorsApi,
+        enrolment::EnrolmentApi,
+        limits::{self, bounded},
+        operators::OperatorsApi,
+    },
     bootstrap::{self, Me, Place},
+    certificates::Certificates,
     claims::Bucket,
     cloud_watch::CloudWatch,
     control::{Control, Findings},
@@ -31,12 +38,13 @@ use vp_coordinator::{
     registry::Registry,
     settings::Settings,
     state_hash,
+    trust::Trust,
     world::World,
     zookeeper::{Administrator, ZooKeeper},
 };
 use vp_proto::{
-    COORDINATOR_PORT, MAX_MESSAGE_BYTES,
-    v1::{agents_server::AgentsServer, coordinators_server::CoordinatorsServer, operators_server::OperatorsServer},
+    COORDINATOR_PORT, ENROLMENT_PORT,
+    v1::{agents_server::AgentsServer, coordinators_server::CoordinatorsServer, enrolment_server::EnrolmentServer, operators_server::OperatorsServer},
 };
 
 const SUPERSEDED: &str = "the cluster was restored as another incarnation: this one is over";
@@ -56,6 +64,7 @@ async fn main() -> anyhow::Result<()> {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         bail!("a crypto provider is installed already");
     }
+    limits::raise_descriptors();
     let settings = Settings::load().await?;
     let aws = &settings.user_data.aws;
     let session = Session::load(Endpoints {
@@ -66,9 +75,11 @@ async fn main() -> anyhow::Result<()> {
     })
     .await;
     let store = ObjectStore::new(&session);
-    let compute = Compute::new(session.shared());
     let bucket = || Bucket { store: store.clone(), name: settings.user_data.buckets.cluster.clone() };
-    let place = bootstrap::find_place(&bucket(), &ByLeader(&settings), &Me::new(&settings)).await.context("this coordinator does not serve")?;
+    // Before it has a place: it asks for one under a certificate of the cluster.
+    let trust = Arc::new(Trust::load(&store, &settings).await?);
+    let joining = ByLeader { settings: &settings, trust: &trust };
+    let place = bootstrap::find_place(&bucket(), &joining, &Me::new(&settings)).await.context("this coordinator does not serve")?;
     let administrator = loop {
         match Administrator::load(&store, &settings.user_data.buckets.cluster).await {
             Ok(administrator) => break administrator,
@@ -77,18 +88,23 @@ async fn main() -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
     let bucket = bucket();
-    Box::pin(serve(settings, place, &session, bucket, compute, administrator)).await
+    Box::pin(serve(settings, trust, place, &session, bucket, administrator)).await
 }
 
-async fn serve(settings: Settings, place: Place, session: &Session, claims: Bucket, compute: Compute, administrator: Administrator) -> anyhow::Result<()> {
+async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Session, claims: Bucket, administrator: Administrator) -> anyhow::Result<()> {
     let data = &settings.user_data;
     let member = MemberId(place.member);
     let (machine, state, reached) = ClusterMachine::new();
     let state_hash = state_hash::latest(reached);
     let node = place.open(&settings.data, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
     let address = SocketAddr::from((settings.me.address, COORDINATOR_PORT));
-    let network = peers::Network::new(place.cluster_id.clone(), place.member, address, place.members.clone());
+    let network = peers::Network::new(place.cluster_id.clone(), place.member, address, trust.clone(), place.members.clone());
     let (raft, raft_ended) = raft::start(node, network.outgoing());
+
+    // Both doors first: a port that is taken is told before anything else is started.
+    let members = trust.members(COORDINATOR_PORT, limits::MEMBERS).context("opening the members' port")?;
+    let strangers = trust.enrolment(ENROLMENT_PORT, limits::ENROLMENT).context("opening the enrolment port")?;
+    let compute = Compute::new(session.shared());
 
     let verifier = Verifier {
         public_key: STANDARD.decode(data.identity_public_key.trim()).context("identity_public_key in the user data is not base64")?,
@@ -103,6 +119,7 @@ async fn serve(settings: Settings, place: Place, session: &Session, claims: Buck
         settings,
         cluster_id,
         member,
+        certificates: Certificates::default(),
         raft: raft.clone(),
         state,
         registry: Registry::default(),
@@ -117,29 +134,31 @@ async fn serve(settings: Settings, place: Place, session: &Session, claims: Buck
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
     let leading = raft.clone();
     let superseded = bootstrap::superseded(Bucket { store: claims.store.clone(), name: claims.name.clone() }, record, move || leading.status().leads());
-    let membership = Membership { leader: leader.clone(), compute, claims };
+    let membership = Membership { leader: leader.clone(), trust: trust.clone(), compute, claims };
     let connections = membership::follow(network.clone(), member, leader.state.clone());
-    let agreement = state_hash::run(leader.clone(), state_hash.clone());
-    let agents = AgentsServer::new(AgentsApi { leader: leader.clone(), verifier: verifier.clone() }).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let coordinators = CoordinatorsServer::new(CoordinatorsApi { leader: leader.clone(), verifier }).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let operators = OperatorsServer::new(OperatorsApi { leader, findings: found }).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(1)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
-        .max_concurrent_streams(256)
-        .add_service(agents)
-        .add_service(coordinators)
-        .add_service(operators)
+    let agreement = state_hash::run(leader.clone(), trust.clone(), state_hash.clone());
+    let enrolment = EnrolmentApi::new(leader.clone(), trust.clone(), verifier.clone());
+    let agents = AgentsApi { leader: leader.clone(), verifier: verifier.clone() };
+    let coordinators = CoordinatorsApi { leader: leader.clone(), verifier };
+    let operators = OperatorsApi { leader, trust, findings: found };
+    let server = bounded()
+        .layer(Admission)
+        .add_service(AgentsServer::new(agents).max_decoding_message_size(limits::AGENT_MESSAGE_BYTES))
+        .add_service(CoordinatorsServer::new(coordinators).max_decoding_message_size(limits::ENROLL_MESSAGE_BYTES))
+        .add_service(OperatorsServer::new(operators).max_decoding_message_size(limits::OPERATOR_MESSAGE_BYTES))
         .add_service(network.service(raft.clone(), &instance, state_hash))
-        .serve(address);
+        .serve_with_incoming(members.incoming());
+    let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(limits::ENROLL_MESSAGE_BYTES);
+    let enrolling = bounded().add_service(enrolment).serve_with_incoming(strangers.incoming());
+    let (server, enrolling) = (tokio::spawn(server), tokio::spawn(enrolling));
     let superseded = spawned(superseded);
     tokio::pin!(superseded);
-    let server = tokio::spawn(server);
     info!(%address, %member, "coordinator serving");
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
     tokio::pin!(raft_ended);
     let stands_aside = tokio::select! {
         ended = server => return ended?.context("the gRPC server ended"),
+        ended = enrolling => return ended?.context("the enrolment server ended"),
         ended = &mut raft_ended => return ended.context("the log's task ended"),
         () = spawned(control.run()) => bail!("the control loop ended"),
         () = spawned(watch.run()) => bail!("the cloud watch ended"),

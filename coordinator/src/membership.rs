@@ -28,6 +28,7 @@ use crate::{
     leader::Leader,
     peers::Network,
     raft::{Group, RaftHandle},
+    trust::Trust,
 };
 
 const ROUND: Duration = Duration::from_millis(300);
@@ -42,6 +43,7 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
 
 pub struct Membership {
     pub leader: Arc<Leader>,
+    pub trust: Arc<Trust>,
     pub compute: Compute,
     pub claims: Bucket,
 }
@@ -103,7 +105,7 @@ impl Membership {
             let said = if *id == self.leader.member {
                 Some((self.leader.settings.instance_id.clone(), version::NEWEST))
             } else {
-                let answer = identify(&member.address, &self.leader.cluster_id).await.filter(|answer| answer.id == id.0);
+                let answer = identify(&self.trust, &member.address, &self.leader.cluster_id).await.filter(|answer| answer.id == id.0);
                 answer.map(|answer| (answer.instance_id, answer.supports))
             };
             let Some((instance, supports)) = self.or_claimed(said, *id, member).await else { continue };

@@ -5,45 +5,33 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant};
 
 use fail::fail_point;
 use prost_raft::Message as _;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{EntryType, Message, MessageType};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};
 use vp_proto::MAX_MESSAGE_BYTES;
-use vp_proto::v1::peers_client::PeersClient;
 use vp_proto::v1::peers_server::PeersServer;
 use vp_proto::v1::{Envelope, IdentifyRequest, IdentifyResponse, SendSummary};
+use vp_trust::Caller;
 
+mod link;
+
+use self::link::{Link, Parcel};
+use crate::api::coordinator;
 use crate::raft::{Outbox, RaftHandle};
+use crate::trust::Trust;
 
 const QUEUE: usize = 256;
 /// Members one may have, those on their way in and out included.
 const MOST_PEERS: usize = 16;
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// From "the leader's process has ended" to standing for election: time for the others to learn it, then one after another, so that votes are not split.
-const STAND_AFTER: Duration = Duration::from_millis(10);
-const STAND_APART: Duration = Duration::from_millis(40);
-
-struct Parcel {
-    envelope: Envelope,
-    snapshot: bool,
-}
-
-/// One outgoing stream.
-struct Link {
-    peer: u64,
-    address: SocketAddr,
-    from: IpAddr,
-    /// How many members stood for election before this one when the stream was made, if the peer were gone.
-    rank: u32,
-    parcels: mpsc::Receiver<Parcel>,
-}
+/// How far ahead of ours a peer's term may be: two elections a second for six days.
+const FURTHEST_TERM: u64 = 1_000_000;
+/// The highest term that a member without one takes: some 268 million restores, each of which takes terms a million further.
+const FIRST_TERM: u64 = 1 << 48;
+/// How far beyond the highest id heard of another's may be: each id is one coordinator that was replaced.
+const FURTHEST_MEMBER: u64 = 1000;
 
 /// What is known of another member: where it is, and the way to its stream (which ends when this is dropped).
 struct Peer {
@@ -82,6 +70,7 @@ struct Shared {
     cluster: String,
     id: u64,
     own: SocketAddr,
+    trust: Arc<Trust>,
     peers: RwLock<Peers>,
     /// Streams that wait for the raft thread to be started.
     waiting: Mutex<Vec<Link>>,
@@ -98,12 +87,13 @@ pub struct Network(Arc<Shared>);
 pub struct Outgoing(Arc<Shared>);
 
 impl Network {
-    /// Member `id` at `own`, among `members` (itself may be listed). Connects to nobody before [`Network::service`].
-    pub fn new(cluster: String, id: u64, own: SocketAddr, members: BTreeMap<u64, SocketAddr>) -> Network {
+    /// Member `id` at `own`, among `members` (itself may be listed), whom it calls under its `trust`. Connects to nobody before [`Network::service`].
+    pub fn new(cluster: String, id: u64, own: SocketAddr, trust: Arc<Trust>, members: BTreeMap<u64, SocketAddr>) -> Network {
         let network = Network(Arc::new(Shared {
             cluster,
             id,
             own,
+            trust,
             peers: RwLock::default(),
             waiting: Mutex::default(),
             raft: OnceLock::new(),
@@ -166,7 +156,7 @@ impl Shared {
 
     fn link(&self, peer: u64, address: SocketAddr, rank: u32) -> Peer {
         let (sender, parcels) = mpsc::channel(QUEUE);
-        let link = Link { peer, address, from: self.own.ip(), rank, parcels };
+        let link = Link { peer, address, trust: self.trust.clone(), rank, parcels };
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(link);
         Peer { address, parcels: sender }
     }
@@ -180,13 +170,15 @@ impl Shared {
     }
 
     /// Whether `from` is a member. One with an id beyond all that this member has heard of was added while it was behind: only from it can it
-    /// learn so. It is answered at the address it comes from (a member binds its streams to its own).
+    /// learn so. It is answered at the address it comes from (a member binds its streams to its own). That it is a coordinator of this cluster at all its
+    /// certificate has shown, before any envelope was looked at.
     fn knows(&self, from: u64, at: Option<IpAddr>) -> bool {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         if peers.by_id.contains_key(&from) {
             return true;
         }
-        let unheard_of = from > peers.last_member && peers.by_id.len() < MOST_PEERS;
+        let beyond = from.saturating_sub(peers.last_member);
+        let unheard_of = (1..=FURTHEST_MEMBER).contains(&beyond) && peers.by_id.len() < MOST_PEERS;
         let rank = peers.by_id.keys().filter(|other| **other < self.id).count() as u32;
         drop(peers);
         let (true, Some(at)) = (unheard_of && from != self.id, at) else { return false };
@@ -209,97 +201,6 @@ impl Outbox for Outgoing {
     }
 }
 
-impl Link {
-    async fn run(mut self, raft: RaftHandle) {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map(|endpoint| {
-            endpoint
-                .local_address(Some(self.from))
-                .connect_timeout(Duration::from_secs(1))
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_millis(500))
-                .keep_alive_timeout(Duration::from_secs(1))
-                .keep_alive_while_idle(true)
-        });
-        let Ok(endpoint) = endpoint else { return };
-        let mut backoff = BACKOFF_MIN;
-        loop {
-            fail_point!("peers::connect");
-            match endpoint.connect().await {
-                Ok(channel) => {
-                    tracing::info!(peer = self.peer, "peer connected");
-                    let connected = Instant::now();
-                    if !self.stream(PeersClient::new(channel), &raft).await {
-                        return;
-                    }
-                    tracing::info!(peer = self.peer, "peer disconnected");
-                    // At once, to tell a process that has ended from a connection that broke; not again and again.
-                    backoff = if connected.elapsed() > BACKOFF_MAX { Duration::ZERO } else { BACKOFF_MIN };
-                }
-                Err(error) => {
-                    tracing::debug!(peer = self.peer, %error, "peer not reachable");
-                    if refused(&error) {
-                        raft.report_gone(self.peer);
-                        let (raft, wait) = (raft.clone(), STAND_AFTER + STAND_APART * self.rank);
-                        tokio::spawn(async move {
-                            tokio::time::sleep(wait).await;
-                            raft.stand();
-                        });
-                    }
-                }
-            }
-            raft.report_unreachable(self.peer);
-            tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
-            // What queued up meanwhile is stale.
-            loop {
-                match self.parcels.try_recv() {
-                    Ok(parcel) if parcel.snapshot => raft.report_snapshot(self.peer, false),
-                    Ok(_) => {}
-                    Err(mpsc::error::TryRecvError::Empty) => break,
-                    Err(mpsc::error::TryRecvError::Disconnected) => return,
-                }
-            }
-        }
-    }
-
-    /// Sends until the connection breaks (true) or the raft thread has ended (false).
-    async fn stream(&mut self, client: PeersClient<tonic::transport::Channel>, raft: &RaftHandle) -> bool {
-        fail_point!("peers::stream", |_| true);
-        let mut client = client.max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let (stream, envelopes) = mpsc::channel(16);
-        let call = client.send(ReceiverStream::new(envelopes));
-        tokio::pin!(call);
-        loop {
-            let parcel = tokio::select! {
-                outcome = &mut call => {
-                    if let Err(status) = outcome {
-                        tracing::debug!(peer = self.peer, %status, "peer stream ended");
-                    }
-                    return true;
-                }
-                parcel = self.parcels.recv() => parcel,
-            };
-            let Some(parcel) = parcel else { return false };
-            let sent = tokio::select! {
-                _ = &mut call => false,
-                sent = stream.send(parcel.envelope) => sent.is_ok(),
-            };
-            if parcel.snapshot {
-                raft.report_snapshot(self.peer, sent);
-            }
-            if !sent {
-                return true;
-            }
-        }
-    }
-}
-
-/// Whether the machine is there and says that nobody listens on the port. A machine that is gone, or cut off, says nothing.
-fn refused(error: &tonic::transport::Error) -> bool {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|io| io.kind() == std::io::ErrorKind::ConnectionRefused)
-}
-
 /// The index applied last and the hash of the state it gave.
 pub type StateHash = Arc<dyn Fn() -> (u64, u64) + Send + Sync>;
 
@@ -309,6 +210,20 @@ pub struct PeersApi {
     raft: RaftHandle,
     state_hash: StateHash,
     instance: String,
+}
+
+/// A message of the log, if that is what the bytes are. Protobuf lets any number stand for a kind, and the log's own getters panic on one they do not know:
+/// each kind is looked at here, before anything else looks.
+pub fn decode(bytes: &[u8]) -> Option<Message> {
+    let message = Message::decode(bytes).ok()?;
+    MessageType::from_i32(message.msg_type)?;
+    message.entries.iter().all(|entry| EntryType::from_i32(entry.entry_type).is_some()).then_some(message)
+}
+
+/// May a peer be in term `theirs` when this member is in `own`? One that far ahead takes days of elections: it is a lie, and believing it would use terms
+/// up. A member that has no term yet has just joined, and a restored cluster's terms begin far up.
+fn believable(own: u64, theirs: u64) -> bool {
+    theirs <= if own == 0 { FIRST_TERM } else { own.saturating_add(FURTHEST_TERM) }
 }
 
 impl PeersApi {
@@ -325,7 +240,7 @@ impl PeersApi {
         if envelope.to != *id {
             return refuse(&refused.receiver, Status::permission_denied(format!("this is member {id} of cluster {cluster:?}")));
         }
-        let Ok(message) = Message::decode(envelope.message.as_slice()) else {
+        let Some(message) = decode(&envelope.message) else {
             return refuse(&refused.malformed, Status::invalid_argument("not a raft message"));
         };
         if message.from != envelope.from || message.to != *id {
@@ -334,9 +249,16 @@ impl PeersApi {
         if envelope.from == *id || !self.network.knows(envelope.from, at) {
             return refuse(&refused.sender, Status::permission_denied(format!("{} is no member", envelope.from)));
         }
+        if !believable(self.raft.status().term, message.term) {
+            return refuse(&refused.malformed, Status::permission_denied(format!("term {} is beyond belief", message.term)));
+        }
         match message.get_msg_type() {
             MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => {
                 refuse(&refused.malformed, Status::permission_denied("peers may not propose"))
+            }
+            // Said by a member to itself only.
+            MessageType::MsgHup | MessageType::MsgBeat | MessageType::MsgCheckQuorum | MessageType::MsgUnreachable | MessageType::MsgSnapStatus => {
+                refuse(&refused.malformed, Status::permission_denied("a message that never travels"))
             }
             _ => Ok(message),
         }
@@ -346,7 +268,11 @@ impl PeersApi {
 #[tonic::async_trait]
 impl vp_proto::v1::peers_server::Peers for PeersApi {
     async fn send(&self, request: Request<Streaming<Envelope>>) -> Result<Response<SendSummary>, Status> {
-        let at = request.remote_addr().map(|address| address.ip());
+        if let Err(status) = coordinator(&request) {
+            self.network.refused.sender.fetch_add(1, Ordering::Relaxed);
+            return Err(status);
+        }
+        let at = request.extensions().get::<Caller>().map(|caller| caller.from);
         let mut envelopes = request.into_inner();
         let mut accepted = 0;
         while let Some(envelope) = envelopes.message().await? {
@@ -381,5 +307,28 @@ impl vp_proto::v1::peers_server::Peers for PeersApi {
             refused_envelopes: self.network.refused.total(),
             differs_at: self.network.differs_at.load(Ordering::Relaxed),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vp_cluster::restore::TERM_STEP;
+
+    use super::*;
+
+    #[test]
+    fn a_term_far_ahead_is_a_lie_but_for_a_member_that_has_just_joined_a_restored_cluster() {
+        for (own, theirs, wanted) in [
+            (7, 8, true),
+            (7, 7 + FURTHEST_TERM, true),
+            (7, 8 + FURTHEST_TERM, false),
+            (7, u64::MAX, false),
+            (u64::MAX - 1, u64::MAX, true),
+            (0, 1 + TERM_STEP, true),
+            (0, 1 + 1000 * TERM_STEP, true),
+            (0, u64::MAX, false),
+        ] {
+            assert_eq!(believable(own, theirs), wanted, "{theirs} told to a member in term {own}");
+        }
     }
 }

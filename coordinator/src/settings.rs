@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
+use vp_trust::{RootHash, SealingKey};
 
 /// Shortest lease that heartbeat interval, election, reconnect and stop time fit into (design §4), ms.
 pub const SHORTEST_LEASE_MS: u64 = 2000;
@@ -33,8 +34,29 @@ pub struct UserData {
     pub aws: Aws,
     pub buckets: Buckets,
     pub identity_public_key: String,
+    pub trust: Trust,
     pub spec: SpecFile,
 }
+
+/// Whom to trust.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// Of the cluster's root certificate.
+    pub root_sha256: RootHash,
+    /// Opens the root's key; only coordinators are given it.
+    pub sealing_key: SealingKey,
+    /// How long a node's certificate is good; it gets another at half of it.
+    #[serde(default = "default_lifetime_s")]
+    pub certificate_lifetime_s: u64,
+}
+
+fn default_lifetime_s() -> u64 {
+    3600
+}
+
+/// Shorter ones would be renewed without end; longer ones are what a thief hopes for.
+const LIFETIMES_S: std::ops::RangeInclusive<u64> = 10..=7 * 24 * 3600;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +164,10 @@ pub fn parse(text: &str) -> Result<UserData, SettingsError> {
     if user_data.lease_ms < SHORTEST_LEASE_MS || user_data.lease_ms > LONGEST_LEASE_MS {
         return refuse(format!("lease_ms is {}; allowed are {SHORTEST_LEASE_MS} to {LONGEST_LEASE_MS}", user_data.lease_ms));
     }
+    if !LIFETIMES_S.contains(&user_data.trust.certificate_lifetime_s) {
+        let (least, most) = LIFETIMES_S.into_inner();
+        return refuse(format!("trust.certificate_lifetime_s is {}; allowed are {least} to {most}", user_data.trust.certificate_lifetime_s));
+    }
     let mut ids: Vec<u32> = user_data.coordinators.iter().map(|peer| peer.id).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -201,6 +227,7 @@ lease_ms: 4000
 aws: {region: us-east-1, endpoint_url: \"http://127.37.0.2:5000\", s3_endpoint_url: null}
 buckets: {uploads: dev-uploads, results: dev-results, cluster: dev-cluster}
 identity_public_key: AAAA
+trust: {root_sha256: 0000000000000000000000000000000000000000000000000000000000000000, sealing_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=}
 spec:
   roles:
     kafka: {pref: 3}
@@ -229,6 +256,9 @@ spec:
             ("kafka: {pref: 3}", "kafka: {perf: 3}", "perf"),
             ("kafka: {pref: 3}", "kafka: {min: 3}", "pref"),
             ("cluster: dev\n", "", "cluster"),
+            ("root_sha256: 00", "root_sha256: 0", "no SHA-256"),
+            ("sealing_key: AA", "sealing_key: A", "sealing key"),
+            ("trust: {", "trust: {certificate_lifetime_s: 5, ", "allowed are 10 to"),
         ] {
             let refused = parse(&GOOD.replacen(from, to, 1)).map(|_| ()).unwrap_err().to_string();
             assert!(refused.contains(said), "{to}: {refused}");

@@ -14,7 +14,7 @@ use vp_cluster::{
     coordinators::{CoordinatorChange, Standing},
 };
 
-use crate::{api::group::identify, leader::Leader, peers::StateHash};
+use crate::{api::group::identify, leader::Leader, peers::StateHash, trust::Trust};
 
 /// Time between two comparisons.
 const EVERY: Duration = Duration::from_secs(5);
@@ -74,8 +74,8 @@ pub fn judge(own: (u64, u64), others: &[(u64, u64, u64)], members: usize) -> Agr
 }
 
 /// Compares for ever; ends with the index at which this member is the one that is wrong.
-pub async fn run(leader: Arc<Leader>, own: StateHash) -> u64 {
-    let leader = &*leader;
+pub async fn run(leader: Arc<Leader>, trust: Arc<Trust>, own: StateHash) -> u64 {
+    let (leader, trust) = (&*leader, &*trust);
     let mut alarmed = Vec::new();
     loop {
         tokio::time::sleep(EVERY).await;
@@ -83,7 +83,7 @@ pub async fn run(leader: Arc<Leader>, own: StateHash) -> u64 {
         let members = &state.coordinators.members;
         // Voters count, each once and in its own name: a successor that learns answers at its predecessor's address.
         let voting = members.iter().filter(|(id, member)| **id != leader.member && member.standing == Standing::Voter);
-        let asked = voting.map(|(id, member)| async move { identify(&member.address, &leader.cluster_id).await.filter(|answer| answer.id == id.0) });
+        let asked = voting.map(|(id, member)| async move { identify(trust, &member.address, &leader.cluster_id).await.filter(|answer| answer.id == id.0) });
         let before = own();
         let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
         let others: Vec<(u64, u64, u64)> = answers.iter().map(|answer| (answer.id, answer.applied, answer.state_hash)).collect();

@@ -207,7 +207,7 @@ fn addresses(state: &ClusterState, role: &RoleName) -> String {
 }
 
 /// `/zookeeper/config`: `server.1=127.0.0.1:2888:3888:participant;…` lines and `version=` in hexadecimal.
-fn parse_config(text: &str) -> Option<EnsembleSeen> {
+pub fn parse_config(text: &str) -> Option<EnsembleSeen> {
     let mut seen = EnsembleSeen::default();
     let mut versioned = false;
     for line in text.lines() {

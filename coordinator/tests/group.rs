@@ -5,22 +5,38 @@ mod ledger;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ledger::{Ledger, command, config, identity, until};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use tonic::Code;
+use tonic::transport::Endpoint;
+use vp_coordinator::api::admission::Admission;
+use vp_coordinator::api::limits::{MEMBERS, bounded};
 use vp_coordinator::peers::Network;
 use vp_coordinator::raft::{Config, Node, NodeError, Outbox, RaftHandle, open, start};
 use vp_coordinator::storage::{DiskStore, StoreOptions};
+use vp_coordinator::trust::Trust;
 use vp_proto::v1::{Envelope, peers_client::PeersClient};
+use vp_trust::request::Fresh;
+use vp_trust::{Authority, Name, Rank, SealingKey, Serial, Way, tls};
 
 struct Member {
     handle: RaftHandle,
     ledger: Ledger,
     ended: tokio::task::JoinHandle<Result<(), NodeError>>,
     server: tokio::task::JoinHandle<()>,
+}
+
+/// The one root of the test's cluster, opened anew for each member.
+fn authority() -> Authority {
+    static SEALED: LazyLock<(Vec<u8>, SealingKey)> = LazyLock::new(|| {
+        let key = SealingKey::generate().unwrap();
+        (Authority::create("test").unwrap().seal(&key).unwrap(), key)
+    });
+    Authority::open("test", &SEALED.0, &SEALED.1, None).unwrap()
 }
 
 const VOTERS: [u64; 3] = [1, 2, 3];
@@ -35,11 +51,13 @@ fn member(root: &Path, id: u64, port: u16) -> Member {
     let settings = Config { tick: Duration::from_millis(50), ..config(id, &VOTERS) };
     let ledger = Ledger::default();
     let node = open(&root.join(id.to_string()), &identity(id), StoreOptions::default(), settings, ledger.clone()).unwrap();
-    let network = Network::new("test".to_owned(), id, own, members);
+    let trust = Arc::new(Trust::new(authority(), id, own.ip()).unwrap());
+    let door = trust.members(port, MEMBERS).unwrap();
+    let network = Network::new("test".to_owned(), id, own, trust, members);
     let (handle, ended) = start(node, network.outgoing());
     let service = network.service(handle.clone(), "i-1", std::sync::Arc::new(|| (7, 42)));
     let server = tokio::spawn(async move {
-        tonic::transport::Server::builder().add_service(service).serve(own).await.unwrap();
+        bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming()).await.unwrap();
     });
     Member { handle, ledger, ended: tokio::spawn(ended), server }
 }
@@ -101,8 +119,9 @@ async fn envelopes_of_another_cluster_sender_or_receiver_are_refused() {
     let one = member(dir.path(), 1, 7462);
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut client = loop {
-        match PeersClient::connect(format!("http://{}", address(1, 7462))).await {
-            Ok(client) => break client,
+        let another = Trust::new(authority(), 2, address(2, 7462).ip()).unwrap();
+        match vp_trust::dial(Endpoint::from_static("http://one"), &another.way(address(1, 7462), Duration::from_secs(1))).await {
+            Ok(channel) => break PeersClient::new(channel),
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         tokio::task::yield_now().await;
@@ -132,6 +151,29 @@ async fn envelopes_of_another_cluster_sender_or_receiver_are_refused() {
     let said = client.identify(vp_proto::v1::IdentifyRequest { cluster: "test".to_owned() }).await.unwrap().into_inner();
     assert_eq!((said.id, said.applied, said.state_hash, said.instance_id.as_str()), (1, 7, 42, "i-1"));
     assert_eq!(said.refused_envelopes, 8, "each refusal is counted");
+    stop(one).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envelope_under_no_coordinators_certificate_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = member(dir.path(), 1, 7463);
+    let node = Fresh::new(&Name::node("test", "i-1")).unwrap();
+    let (request, serial, from) = (vp_trust::Request::read(node.der()).unwrap(), Serial { term: 1, count: 1 }, address(9, 0).ip());
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let node = node.granted(authority().node(&request, from, serial, now_s, Duration::from_secs(600)).unwrap());
+    let admin = authority().operator(Rank::Admin, "ada", now_s).unwrap();
+    for own in [node, admin] {
+        let tls = tls::client(authority().hash(), Some(&own)).unwrap();
+        let way = Way { to: address(1, 7463), from: Some(from), tls, within: Duration::from_secs(5) };
+        let mut client = PeersClient::new(vp_trust::dial(Endpoint::from_static("http://one"), &way).await.unwrap());
+        // A member's, and one beyond all that were heard of.
+        for id in [2, 9] {
+            let message = Message { from: id, to: 1, term: 1, msg_type: MessageType::MsgRequestPreVote as i32, ..Default::default() }.encode_to_vec();
+            let answer = client.send(futures::stream::iter([Envelope { cluster: "test".to_owned(), from: id, to: 1, message }])).await;
+            assert_eq!(answer.unwrap_err().code(), Code::PermissionDenied, "{own:?}");
+        }
+    }
     stop(one).await;
 }
 

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -20,12 +20,18 @@ use vp_cluster::{
     version::NEWEST,
 };
 use vp_coordinator::{
+    api::{
+        admission::Admission,
+        limits::{MEMBERS, bounded},
+    },
     machine::{ClusterMachine, Entry},
     membership::{entry, follow},
     peers::Network,
     raft::{Config, Group, Node, Outbox, RaftHandle, start},
     storage::{DiskStore, Identity, StoreOptions},
+    trust::Trust,
 };
+use vp_trust::{Authority, SealingKey};
 
 fn slots(count: u32) -> BTreeMap<u32, CoordinatorSlot> {
     let slot = |number: u32| CoordinatorSlot { address: format!("127.37.8.{number}"), zone: Zone("a".to_owned()), group: format!("coordinator-{number}") };
@@ -271,6 +277,15 @@ fn a_request_asked_again_after_its_leader_died_at_any_message_is_applied_once() 
     }
 }
 
+/// The one root of the test's cluster, opened anew for each member.
+fn authority() -> Authority {
+    static SEALED: LazyLock<(Vec<u8>, SealingKey)> = LazyLock::new(|| {
+        let key = SealingKey::generate().unwrap();
+        (Authority::create("test").unwrap().seal(&key).unwrap(), key)
+    });
+    Authority::open("test", &SEALED.0, &SEALED.1, None).unwrap()
+}
+
 struct Real {
     handle: RaftHandle,
     state: watch::Receiver<Arc<ClusterState>>,
@@ -283,11 +298,13 @@ struct Real {
 fn real(root: &Path, id: u64, at: u8, others: &BTreeMap<u64, SocketAddr>) -> Real {
     let (node, state) = open(root, id, 3, Config { tick: Duration::from_millis(50), ..Config::default() });
     let own = SocketAddr::from(([127, 37, 8, at], vp_proto::COORDINATOR_PORT));
-    let network = Network::new("test".to_owned(), id, own, others.clone());
+    let trust = Arc::new(Trust::new(authority(), u64::from(at), own.ip()).unwrap());
+    let door = trust.members(own.port(), MEMBERS).unwrap();
+    let network = Network::new("test".to_owned(), id, own, trust, others.clone());
     let (handle, ended) = start(node, network.outgoing());
     let service = network.service(handle.clone(), "i", Arc::new(|| (0, 0)));
     let server = tokio::spawn(async move {
-        tonic::transport::Server::builder().add_service(service).serve(own).await.unwrap();
+        bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming()).await.unwrap();
     });
     let follows = tokio::spawn(follow(network.clone(), MemberId(id), state.clone()));
     Real { handle, state, network, ended: tokio::spawn(ended), server, follows }

@@ -20,5 +20,8 @@ pub const LEADER_KEY: &str = "vp-leader";
 /// Largest message either side accepts, bytes. Bounded so that an authenticated peer cannot exhaust memory.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Port on which a coordinator serves agents, peers and operators.
+/// Port on which a coordinator serves agents, peers and operators: whoever has a certificate of the cluster.
 pub const COORDINATOR_PORT: u16 = 7400;
+
+/// Port on which a coordinator serves instances that have none yet.
+pub const ENROLMENT_PORT: u16 = 7401;

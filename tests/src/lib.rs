@@ -9,6 +9,7 @@
 //!
 //! Everything here blocks and is meant for plain `#[test]`s; clients that are async run in [`Region::block_on`].
 
+pub mod cell;
 pub mod counted;
 pub mod jobs;
 pub mod processes;

@@ -10,17 +10,18 @@ use std::{
 const ALLOWED: &[(&str, &[&str])] = &[
     ("vp-cluster", &[]),
     ("vp-proto", &[]),
+    ("vp-trust", &[]),
     ("vp-cloud", &[]),
-    ("vp-agent", &["vp-proto"]),
-    ("vp-coordinator", &["vp-cloud", "vp-cluster", "vp-proto"]),
+    ("vp-agent", &["vp-proto", "vp-trust"]),
+    ("vp-coordinator", &["vp-cloud", "vp-cluster", "vp-proto", "vp-trust"]),
     ("vp-jobs", &["vp-cloud"]),
     ("vp-ingest", &["vp-cloud", "vp-jobs"]),
     ("vp-publish", &["vp-cloud", "vp-jobs"]),
-    ("vp-localcloud", &["vp-cloud"]),
-    ("vpctl", &["vp-cloud", "vp-jobs", "vp-localcloud", "vp-proto"]),
+    ("vp-localcloud", &["vp-cloud", "vp-trust"]),
+    ("vpctl", &["vp-cloud", "vp-jobs", "vp-localcloud", "vp-proto", "vp-trust"]),
     ("vp-sim", &["vp-agent", "vp-cloud", "vp-cluster", "vp-coordinator", "vp-proto"]),
-    ("vp-core-tests", &["vp-agent", "vp-cluster", "vp-coordinator", "vp-proto"]),
-    ("vp-tests", &["vp-agent", "vp-cloud", "vp-cluster", "vp-coordinator", "vp-core-tests", "vp-jobs", "vp-localcloud", "vp-proto"]),
+    ("vp-core-tests", &["vp-agent", "vp-cluster", "vp-coordinator", "vp-proto", "vp-trust"]),
+    ("vp-tests", &["vp-agent", "vp-cloud", "vp-cluster", "vp-coordinator", "vp-core-tests", "vp-jobs", "vp-localcloud", "vp-proto", "vp-trust"]),
 ];
 
 /// Judgement uses nothing but the standard library, thiserror and (behind a feature) serde's derives.

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -14,8 +14,9 @@ use tokio::{sync::Notify, task::JoinHandle};
 use vp_cloud::{Endpoints, Session, s3::ObjectStore};
 use vp_cluster::MemberId;
 use vp_coordinator::{
-    api::operators::OperatorsApi,
+    api::{admission::Admission, limits, operators::OperatorsApi},
     bootstrap::{Me, find_place},
+    certificates::Certificates,
     claims::{self, Bucket, RECORD, Record},
     control::Findings,
     joining::ByLeader,
@@ -27,13 +28,19 @@ use vp_coordinator::{
     registry::Registry,
     settings::{self, Settings},
     state_hash,
+    trust::{self, Trust},
     world::World,
 };
+use vp_core_tests::root::{Root, now_s};
 use vp_proto::{COORDINATOR_PORT, v1::operators_server::OperatorsServer};
 use vp_tests::{
     region::{components, programs},
     wait_until,
 };
+use vp_trust::Rank;
+
+/// Folders of people's certificates.
+static PEOPLE: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
 
 const BUCKET: &str = "test-cluster";
 const S3: &str = "127.37.12.2:7070";
@@ -44,17 +51,20 @@ fn address(number: u32) -> Ipv4Addr {
 }
 
 /// The user data of coordinator `number`.
-fn user_data(number: u32) -> String {
+fn user_data(number: u32, root: &Root) -> String {
     let peers: String = (1..=3).map(|n| format!("  - {{id: {n}, address: {}, zone: zone-{n}, group: coordinator-{n}}}\n", address(n))).collect();
     format!(
         "cluster: test\nrun: coordinator\ngroup: test-nodes\ncoordinators:\n{peers}coordinator: {number}\nlease_ms: 2000\n\
          aws: {{region: us-east-1, endpoint_url: null, s3_endpoint_url: \"http://{S3}\"}}\n\
-         buckets: {{uploads: u, results: r, cluster: {BUCKET}}}\nidentity_public_key: AAAA\nspec: {{}}\n"
+         buckets: {{uploads: u, results: r, cluster: {BUCKET}}}\nidentity_public_key: AAAA\n\
+         trust: {{root_sha256: {}, sealing_key: {}}}\nspec: {{}}\n",
+        root.hash(),
+        root.sealing_key().to_base64()
     )
 }
 
-fn settings(root: &Path, number: u32, instance: &str) -> Settings {
-    let user_data = settings::parse(&user_data(number)).unwrap();
+fn settings(folder: &Path, root: &Root, number: u32, instance: &str) -> Settings {
+    let user_data = settings::parse(&user_data(number, root)).unwrap();
     let me = user_data.coordinators.iter().find(|peer| peer.id == number).unwrap().clone();
     Settings {
         user_data,
@@ -63,7 +73,7 @@ fn settings(root: &Path, number: u32, instance: &str) -> Settings {
         instance_address: "127.37.12.9".to_owned(),
         identity_document: String::new(),
         identity_signature: String::new(),
-        data: root.join(instance).join("coordinator"),
+        data: folder.join(instance).join("coordinator"),
         roles: PathBuf::new(),
     }
 }
@@ -75,14 +85,15 @@ struct Coordinator {
     ended: JoinHandle<Result<(), raft::NodeError>>,
 }
 
-async fn start(root: &Path, number: u32, instance: &str, store: &ObjectStore) -> Coordinator {
-    let settings = settings(root, number, instance);
+async fn start(folder: &Path, root: &Root, number: u32, instance: &str, store: &ObjectStore) -> Coordinator {
+    let settings = settings(folder, root, number, instance);
+    let trust = Arc::new(Trust::load(store, &settings).await.unwrap());
     let bucket = Bucket { store: store.clone(), name: BUCKET.to_owned() };
-    let place = find_place(&bucket, &ByLeader(&settings), &Me::new(&settings)).await.unwrap();
+    let place = find_place(&bucket, &ByLeader { settings: &settings, trust: &trust }, &Me::new(&settings)).await.unwrap();
     let (machine, state, reached) = ClusterMachine::new();
     let node = place.open(&settings.data, machine).unwrap();
     let own = SocketAddr::from((address(number), COORDINATOR_PORT));
-    let network = Network::new(place.cluster_id.clone(), place.member, own, place.members.clone());
+    let network = Network::new(place.cluster_id.clone(), place.member, own, trust.clone(), place.members.clone());
     let (raft, ended) = raft::start(node, network.outgoing());
     let member = MemberId(place.member);
     let cluster_id = place.cluster_id;
@@ -90,6 +101,7 @@ async fn start(root: &Path, number: u32, instance: &str, store: &ObjectStore) ->
         settings,
         cluster_id,
         member,
+        certificates: Certificates::default(),
         raft,
         state,
         registry: Registry::default(),
@@ -99,10 +111,12 @@ async fn start(root: &Path, number: u32, instance: &str, store: &ObjectStore) ->
     };
     let leader = Arc::new(leader);
     let (_, findings) = tokio::sync::watch::channel(Findings::default());
-    let server = tonic::transport::Server::builder()
-        .add_service(OperatorsServer::new(OperatorsApi { leader: leader.clone(), findings }))
+    let door = trust.members(COORDINATOR_PORT, limits::MEMBERS).unwrap();
+    let server = limits::bounded()
+        .layer(Admission)
+        .add_service(OperatorsServer::new(OperatorsApi { leader: leader.clone(), trust, findings }))
         .add_service(network.service(leader.raft.clone(), instance, state_hash::latest(reached)))
-        .serve(own);
+        .serve_with_incoming(door.incoming());
     let serves = tokio::spawn(async move { server.await.unwrap() });
     let follows = tokio::spawn(membership::follow(network, member, leader.state.clone()));
     Coordinator { leader, tasks: vec![serves, follows], ended: tokio::spawn(ended) }
@@ -139,9 +153,10 @@ fn gateway(folder: &Path) -> Gateway {
     gateway
 }
 
-async fn vpctl(words: &[&str]) -> Output {
+/// As the person whose certificate is in the folder of that name.
+async fn vpctl_as(who: &str, words: &[&str]) -> Output {
     let mut command = Command::new(programs().join("vpctl"));
-    command.args(["--coordinators", ADDRESSES]).args(words);
+    command.args(["--coordinators", ADDRESSES, "--certificate"]).arg(PEOPLE.path().join(who)).args(words);
     let environment = [
         ("AWS_ENDPOINT_URL_S3", format!("http://{S3}")),
         ("AWS_ACCESS_KEY_ID", "test".to_owned()),
@@ -152,6 +167,10 @@ async fn vpctl(words: &[&str]) -> Output {
     ];
     command.envs(environment);
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+async fn vpctl(words: &[&str]) -> Output {
+    vpctl_as("admin", words).await
 }
 
 async fn done(words: &[&str]) -> String {
@@ -183,7 +202,12 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     let endpoints = Endpoints { region: Some("us-east-1".to_owned()), s3_endpoint_url: Some(format!("http://{S3}")), endpoint_url: None, credentials };
     let store = ObjectStore::new(&Session::load(endpoints).await);
     store.create_bucket(BUCKET).await.unwrap();
-    let started = (1..=3).map(|number| start(dir.path(), number, ["", "i-1", "i-2", "i-3"][number as usize], &store));
+    let root = Root::create("test").unwrap();
+    store.put(BUCKET, trust::KEY, root.sealed().unwrap().into(), "application/json").await.unwrap();
+    for (who, now_s, rank) in [("admin", now_s(), Rank::Admin), ("operator", now_s(), Rank::Operator), ("expired", 0, Rank::Admin)] {
+        root.operator(rank, "ada", now_s).unwrap().save(&PEOPLE.path().join(who)).unwrap();
+    }
+    let started = (1..=3).map(|number| start(dir.path(), &root, number, ["", "i-1", "i-2", "i-3"][number as usize], &store));
     let mut coordinators: BTreeMap<u32, Coordinator> = (1..).zip(futures::future::join_all(started).await).collect();
     let before = status(0).await;
     let bucket = Bucket { store: store.clone(), name: BUCKET.to_owned() };
@@ -196,6 +220,12 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     assert!(saved.contains("test#"), "{saved}");
     let inspected: serde_json::Value = serde_json::from_str(&done(&["snapshot", "inspect", file, "-o", "json"]).await).unwrap();
     assert_eq!((inspected["cluster"].as_str(), inspected["coordinators"].as_u64()), (Some("test"), Some(3)));
+
+    // Nor does whoever may not know whether somebody leads restore anything; a snapshot holds everything, so it is the admin's to take.
+    let refused = vpctl_as("expired", &["snapshot", "restore", file, "--confirm", "test"]).await;
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not good at this time"), "{refused:?}");
+    assert!(!vpctl_as("operator", &["snapshot", "save", &format!("{file}.no")]).await.status.success());
 
     // While somebody leads, there is nothing to restore; nor without the cluster's name.
     let refused = vpctl(&["snapshot", "restore", file, "--confirm", "test"]).await;
@@ -227,7 +257,7 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     tokio::time::timeout(Duration::from_secs(10), superseded).await.unwrap();
     let old_id = old.leader.cluster_id.clone();
     old.stop().await;
-    let started = [(1, "i-4"), (2, "i-5"), (3, "i-3")].map(|(number, instance)| start(dir.path(), number, instance, &store));
+    let started = [(1, "i-4"), (2, "i-5"), (3, "i-3")].map(|(number, instance)| start(dir.path(), &root, number, instance, &store));
     let coordinators = futures::future::join_all(started).await;
 
     // 7. Well again, beyond everything of before.

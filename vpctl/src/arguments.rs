@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const AFTER: &str = "\
-Where the cluster is: --coordinators and --region-name, else VP_COORDINATORS,
-AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, VP_UPLOADS_BUCKET, VP_RESULTS_BUCKET and
-AWS_*, else the local region `dev`.
+Where the cluster is: --coordinators, --certificate and --region-name, else
+VP_COORDINATORS, VP_CERTIFICATE, AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3,
+VP_UPLOADS_BUCKET, VP_RESULTS_BUCKET and AWS_*, else the local region `dev`.
 Exit codes: 0 well or healthy, 1 failed or unreachable, 2 degraded,
 3 no tolerance left, 4 quorum lost, 64 wrong usage.";
 /// Heading of the options that every command has.
@@ -41,6 +41,9 @@ pub struct PlaceArguments {
     /// Name of a local region [default: dev]
     #[arg(long, global = true, value_name = "NAME", help_heading = EVERYWHERE)]
     pub region_name: Option<String>,
+    /// Folder of your certificate [default: the region's admin]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
+    pub certificate: Option<PathBuf>,
     /// State folder of a local region
     #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub state: Option<PathBuf>,
@@ -53,6 +56,7 @@ impl PlaceArguments {
         if !self.coordinators.is_empty() {
             words.push(format!("--coordinators {}", quoted(&self.coordinators.join(","))));
         }
+        words.extend(self.certificate.iter().map(|folder| format!("--certificate {}", quoted(&folder.display().to_string()))));
         words.extend(self.region_name.iter().map(|name| format!("--region-name {}", quoted(name))));
         words.extend(self.state.iter().map(|state| format!("--state {}", quoted(&state.display().to_string()))));
         words.join(" ")

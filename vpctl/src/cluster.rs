@@ -5,10 +5,12 @@
 //! others:  ask one ── "not me, vp-leader says X" ──> ask X ── no answer ──> ask the next, until the time is over
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use rustls::ClientConfig;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
@@ -20,6 +22,7 @@ use vp_proto::v1::{
     WantCoordinatorsRequest, WantedCoordinator,
 };
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
+use vp_trust::{Credentials, DialError, Way, tls};
 
 use crate::failure::Failure;
 
@@ -38,12 +41,14 @@ const ORDERS: [&str; 7] = ["drain", "cordon", "move", "scale", "apply", "brake r
 pub struct Cluster {
     addresses: Vec<String>,
     stale: bool,
+    tls: Arc<ClientConfig>,
 }
 
 impl Cluster {
-    /// Addresses are `host:port`; at least one.
-    pub fn new(addresses: Vec<String>) -> Self {
-        Self { addresses, stale: false }
+    /// Addresses are `host:port`, at least one; the certificate says who asks, and under which root whoever answers must be.
+    pub fn new(addresses: Vec<String>, certificate: &Credentials) -> Result<Self, Failure> {
+        let tls = tls::client(certificate.root(), Some(certificate)).map_err(|error| Failure::NoCertificate { reason: error.to_string() })?;
+        Ok(Self { addresses, stale: false, tls })
     }
 
     /// Statuses are read from any member's copy.
@@ -57,9 +62,10 @@ impl Cluster {
 
     /// The cluster as its leader sees it; without one, as the newest coordinator that answers does.
     pub async fn status(&self) -> Result<ClusterStatus, Failure> {
-        let mut asked: FuturesUnordered<_> = self.addresses.iter().map(|a| ask_status(a, self.stale)).collect();
+        let mut asked: FuturesUnordered<_> = self.addresses.iter().map(|a| self.ask_status(a, self.stale)).collect();
         let mut best: Option<ClusterStatus> = None;
         let mut hint = None;
+        let mut untrusted = false;
         let mut reasons = Vec::new();
         while let Some((address, answer)) = asked.next().await {
             match answer {
@@ -76,16 +82,22 @@ impl Cluster {
                         best = Some(status);
                     }
                 }
-                Err(status) => reasons.push(format!("{address}: {}", why(&status))),
+                Err(status) => {
+                    untrusted |= matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
+                    reasons.push(format!("{address}: {}", why(&status)));
+                }
             }
         }
         // A leader that is not among our addresses (they may be old) is asked too.
         if let Some(leader) = hint.filter(|leader| !self.addresses.contains(leader))
-            && let (_, Ok(status)) = ask_status(&leader, false).await
+            && let (_, Ok(status)) = self.ask_status(&leader, false).await
         {
             return Ok(status);
         }
-        best.ok_or_else(|| Failure::Unreachable { tried: self.tried(&reasons) })
+        best.ok_or_else(|| match self.tried(&reasons) {
+            reason if untrusted => Failure::Untrusted { reason },
+            tried => Failure::Unreachable { tried },
+        })
     }
 
     /// What the leader is about to do and what it waits for.
@@ -167,6 +179,33 @@ impl Cluster {
         self.at_leader("snapshot", call).await
     }
 
+    async fn ask_status<'a>(&self, address: &'a str, stale: bool) -> (&'a str, Result<ClusterStatus, Status>) {
+        let ask = async {
+            let mut client = self.connect(address).await?;
+            Ok(client.status(StatusRequest { stale }).await?.into_inner())
+        };
+        let answer = tokio::time::timeout(CALL, ask).await;
+        (address, answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))))
+    }
+
+    async fn connect(&self, address: &str) -> Result<OperatorsClient<Channel>, Status> {
+        let unknown = || Status::unavailable(format!("{address} is not known"));
+        let to = tokio::net::lookup_host(address).await.map_err(|_| unknown())?.next().ok_or_else(unknown)?;
+        let endpoint = Endpoint::from_static("http://coordinator")
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true);
+        let way = Way { to, from: None, tls: self.tls.clone(), within: CALL };
+        let channel = vp_trust::dial(endpoint, &way).await.map_err(|error| {
+            let reason = crate::failure::chain(&error);
+            match error {
+                DialError::Refused { .. } | DialError::Untrusted { .. } => Status::unauthenticated(reason),
+                _ => Status::unavailable(reason),
+            }
+        })?;
+        Ok(OperatorsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
     async fn at_leader<T>(&self, what: &str, call: impl AsyncFn(OperatorsClient<Channel>) -> Result<tonic::Response<T>, Status>) -> Result<T, Failure> {
         let until = Instant::now() + SEARCH;
         let mut hint: Option<String> = None;
@@ -178,8 +217,9 @@ impl Cluster {
             let round: Vec<String> = hint.take().into_iter().chain(self.addresses.iter().cloned()).collect();
             reasons.clear();
             for address in round {
-                let client = match connect(&address).await {
+                let client = match self.connect(&address).await {
                     Ok(client) => client,
+                    Err(status) if status.code() == Code::Unauthenticated => return Err(Failure::Untrusted { reason: status.message().to_owned() }),
                     Err(status) => {
                         reasons.push(format!("{address}: {}", why(&status)));
                         continue;
@@ -214,26 +254,6 @@ impl Cluster {
         }
         Err(if answered { Failure::Leaderless { tried } } else { Failure::Unreachable { tried } })
     }
-}
-
-async fn ask_status(address: &str, stale: bool) -> (&str, Result<ClusterStatus, Status>) {
-    let ask = async {
-        let mut client = connect(address).await?;
-        Ok(client.status(StatusRequest { stale }).await?.into_inner())
-    };
-    let answer = tokio::time::timeout(CALL, ask).await;
-    (address, answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))))
-}
-
-async fn connect(address: &str) -> Result<OperatorsClient<Channel>, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|e| Status::invalid_argument(e.to_string()))?
-        .connect_timeout(CALL)
-        .http2_keep_alive_interval(Duration::from_secs(1))
-        .keep_alive_timeout(Duration::from_secs(2))
-        .keep_alive_while_idle(true);
-    let channel = endpoint.connect().await.map_err(|e| Status::unavailable(crate::failure::chain(&e)))?;
-    Ok(OperatorsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// The leader's `host:port` as a status names it.

@@ -26,6 +26,12 @@ pub enum Failure {
     /// Nothing says where the cluster is.
     #[error("no cluster is known: {reason}")]
     Nowhere { reason: String },
+    /// There is nothing to prove oneself with.
+    #[error("no certificate to show the coordinators: {reason}")]
+    NoCertificate { reason: String },
+    /// Coordinator and certificate are not of one cluster, or the certificate's time is over.
+    #[error("{reason}")]
+    Untrusted { reason: String },
     /// No coordinator answered.
     #[error("no coordinator answers ({tried})")]
     Unreachable { tried: String },
@@ -72,6 +78,8 @@ impl Failure {
         let text = match self {
             Self::Usage(_) => "vpctl --help lists the commands",
             Self::Nowhere { .. } => "bring one up with `vpctl dev up`, or name its coordinators with --coordinators HOST:PORT,… or $VP_COORDINATORS",
+            Self::NoCertificate { .. } => "name the folder of one with --certificate DIR or $VP_CERTIFICATE (certificate.pem and key.pem are in it)",
+            Self::Untrusted { .. } => "`vpctl dev up` renews a local region's certificates; for another cluster name its own with --certificate DIR",
             Self::Unreachable { .. } => "for a local region: `vpctl dev status`, then `vpctl dev up` repairs it; otherwise check --coordinators",
             Self::Leaderless { .. } => "`vpctl status` shows which coordinators are missing; a majority must live",
             Self::Unknown { .. } => "look before asking again: `vpctl status`, `vpctl events`",

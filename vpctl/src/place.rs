@@ -8,6 +8,7 @@ use vp_cloud::ec2::Compute;
 use vp_cloud::s3::ObjectStore;
 use vp_localcloud::region::{Region, RegionError, default_state};
 use vp_proto::COORDINATOR_PORT;
+use vp_trust::{Credentials, Rank};
 
 use crate::arguments::PlaceArguments;
 use crate::failure::Failure;
@@ -59,6 +60,20 @@ impl Place {
         self.region()?.record().coordinators.iter().map(|a| with_port(a)).collect()
     }
 
+    /// What the person proves itself with: the folder that was named, else the local region's admin.
+    pub fn certificate(&self) -> Result<Credentials, Failure> {
+        if let Some(folder) = &self.flags.certificate {
+            return certificate(folder);
+        }
+        if !self.region_is_named()
+            && let Some(folder) = variable("VP_CERTIFICATE")
+        {
+            return certificate(folder.as_ref());
+        }
+        let none = |_| Failure::NoCertificate { reason: "none is named, and there is no local region".to_owned() };
+        certificate(&self.region.as_ref().map_err(none)?.operator(Rank::Admin))
+    }
+
     async fn session(&self) -> Result<Session, Failure> {
         let names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "VP_UPLOADS_BUCKET", "VP_RESULTS_BUCKET"];
         if !self.region_is_named() && names.iter().any(|name| variable(name).is_some()) {
@@ -96,6 +111,11 @@ impl Place {
         let region = self.region.as_ref().map_err(|_| missing())?;
         region.record().buckets.get(role).cloned().ok_or_else(missing)
     }
+}
+
+/// The certificate in a folder.
+pub fn certificate(folder: &std::path::Path) -> Result<Credentials, Failure> {
+    Credentials::load(folder).map_err(|error| Failure::NoCertificate { reason: crate::failure::chain(&error) })
 }
 
 /// Name and state folder of the local region that flags mean.

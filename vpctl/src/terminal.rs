@@ -226,11 +226,19 @@ mod tests {
 
     #[test]
     fn a_proposed_command_means_the_same_cluster() {
-        let place =
-            PlaceArguments { stale: false, coordinators: vec!["db1:7400".to_owned()], region_name: Some("demo".to_owned()), state: Some("/a b/it's".into()) };
+        let place = PlaceArguments {
+            stale: false,
+            certificate: Some("ada".into()),
+            coordinators: vec!["db1:7400".to_owned()],
+            region_name: Some("demo".to_owned()),
+            state: Some("/a b/it's".into()),
+        };
         let screen = Screen { place: place.words(), ..Screen::plain() };
         let said = screen.here("the job goes on: `vpctl jobs show 1`, vpctl: no");
-        assert_eq!(said, r"the job goes on: `vpctl --coordinators db1:7400 --region-name demo --state '/a b/it'\''s' jobs show 1`, vpctl: no");
+        assert_eq!(
+            said,
+            r"the job goes on: `vpctl --coordinators db1:7400 --certificate ada --region-name demo --state '/a b/it'\''s' jobs show 1`, vpctl: no"
+        );
         assert_eq!(Screen::plain().here("`vpctl plan`"), "`vpctl plan`");
     }
 

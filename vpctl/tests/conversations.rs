@@ -1,14 +1,16 @@
 //! The real program against a coordinator that answers from a script: what is asked, who is asked, what is shown.
 
+use std::path::Path;
 use std::pin::Pin;
 use std::process::Output;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use vp_proto::v1::operators_server::{Operators, OperatorsServer};
 use vp_proto::v1::*;
+use vp_trust::{Authority, Bounds, Listener, Rank, tls};
 
 /// A coordinator: it leads when `leader` is none, else it sends operators there.
 #[derive(Clone, Default)]
@@ -116,11 +118,41 @@ impl Operators for Scripted {
     }
 }
 
+/// The cluster of these tests, and a person's certificates in folders.
+struct Trust {
+    authority: Authority,
+    folder: tempfile::TempDir,
+}
+
+static TRUST: LazyLock<Trust> = LazyLock::new(|| {
+    let trust = Trust { authority: Authority::create("dev").expect("randomness"), folder: tempfile::tempdir().expect("a folder") };
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs();
+    let ada = trust.authority.operator(Rank::Admin, "ada", now_s).expect("randomness");
+    ada.save(&trust.folder.path().join("ada")).expect("the folder can be written");
+    let expired = trust.authority.operator(Rank::Admin, "bob", now_s - 400 * 24 * 3600).expect("randomness");
+    expired.save(&trust.folder.path().join("expired")).expect("the folder can be written");
+    let stranger = Authority::create("dev").expect("randomness").operator(Rank::Admin, "eve", now_s).expect("randomness");
+    stranger.save(&trust.folder.path().join("stranger")).expect("the folder can be written");
+    trust
+});
+
+const BOUNDS: Bounds = Bounds {
+    handshake: Duration::from_secs(5),
+    first_request: Duration::from_secs(5),
+    life: None,
+    handshakes: 64,
+    handshakes_per_address: 64,
+    connections: 64,
+    connections_per_address: 64,
+};
+
 async fn serve(coordinator: Scripted) -> String {
-    let listener = tokio::net::TcpListener::bind("127.38.9.1:0").await.expect("a port is free");
-    let address = listener.local_addr().expect("it is bound").to_string();
+    let own = TRUST.authority.coordinator(1).expect("randomness");
+    let config = tls::members_only("dev", TRUST.authority.root(), &own).expect("they fit");
+    let listener = Listener::bind("127.38.9.1:0".parse().expect("an address"), config, BOUNDS).expect("a port is free");
+    let address = listener.address().expect("it is bound").to_string();
     let server = tonic::transport::Server::builder().add_service(OperatorsServer::new(coordinator));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(server.serve_with_incoming(listener.incoming()));
     address
 }
 
@@ -136,8 +168,12 @@ fn status(health: Health) -> ClusterStatus {
 }
 
 async fn vpctl(coordinators: &str, words: &[&str]) -> Output {
+    vpctl_with(&TRUST.folder.path().join("ada"), coordinators, words).await
+}
+
+async fn vpctl_with(certificate: &Path, coordinators: &str, words: &[&str]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_vpctl"));
-    command.env_remove("VP_STATE").args(["--coordinators", coordinators]).args(words);
+    command.env_remove("VP_STATE").env_remove("VP_CERTIFICATE").args(["--coordinators", coordinators]).arg("--certificate").arg(certificate).args(words);
     command.output().await.expect("vpctl runs")
 }
 
@@ -257,4 +293,17 @@ async fn orders_reach_the_leader_as_they_were_given() {
         assert_eq!(asked.lock().expect("no test panics holding it").pop().as_deref(), Some(call), "{words:?}");
     }
     std::fs::remove_file(&spec).expect("removed");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_taken_is_told_with_what_to_do() {
+    let address = serve(Scripted { status: status(Health::Healthy), ..Default::default() }).await;
+    for (folder, said) in [("expired", "not good at this time"), ("stranger", "no coordinator of this cluster"), ("nowhere", "certificate.pem")] {
+        for words in [&["plan"][..], &["status"]] {
+            let output = vpctl_with(&TRUST.folder.path().join(folder), &address, words).await;
+            let told = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{told}");
+            assert!(told.contains(said) && told.contains("--certificate"), "{folder}: {told}");
+        }
+    }
 }

@@ -1,6 +1,17 @@
 //! The real program: exit codes and errors for wrong words and for a cluster that is not there.
 
 use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use vp_trust::{Authority, Rank};
+
+/// A person's certificate, of a cluster that does not exist.
+static CERTIFICATE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ada = Authority::create("dev").and_then(|authority| authority.operator(Rank::Admin, "ada", 1_800_000_000)).expect("randomness");
+    ada.save(folder.path()).expect("the folder can be written");
+    folder
+});
 
 fn vpctl(words: &[&str]) -> Output {
     let state = std::env::temp_dir().join("vpctl-words-no-region");
@@ -8,7 +19,7 @@ fn vpctl(words: &[&str]) -> Output {
     for name in ["VP_COORDINATORS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "VP_UPLOADS_BUCKET", "VP_RESULTS_BUCKET"] {
         command.env_remove(name);
     }
-    command.env("VP_STATE", state).args(words).output().expect("vpctl runs")
+    command.env("VP_STATE", state).env("VP_CERTIFICATE", CERTIFICATE.path()).args(words).output().expect("vpctl runs")
 }
 
 fn stderr(output: &Output) -> String {
@@ -94,6 +105,16 @@ fn a_coordinator_that_does_not_answer_is_named_with_the_reason() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("127.38.0.9:1: connection refused"), "{}", stderr(&output));
     assert!(!stderr(&output).contains('\u{1b}'), "no colours off a terminal");
+}
+
+#[test]
+fn without_a_certificate_the_error_says_how_to_name_one() {
+    let state = std::env::temp_dir().join("vpctl-words-no-region");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpctl"));
+    command.env("VP_STATE", state).env_remove("VP_CERTIFICATE").args(["status", "--coordinators", "127.38.0.9:1"]);
+    let output = command.output().expect("vpctl runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no certificate") && stderr(&output).contains("--certificate"), "{}", stderr(&output));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! agent binary on an address of its own. Everything started is killed when it is dropped.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+mod enrolment;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,7 +19,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use vp_agent::supervisor::family::{MARK, stat};
 use vp_proto::v1::agents_server::{Agents, AgentsServer};
+use vp_proto::v1::enrolment_server::EnrolmentServer;
 use vp_proto::v1::*;
+use vp_trust::{Authority, Bounds, Listener, tls};
+
+use enrolment::Office;
 
 pub const LEASE_MS: u64 = 1000;
 
@@ -136,7 +142,19 @@ pub struct Bed {
     coordinator: Option<tokio::task::JoinHandle<()>>,
     revision: u64,
     followers: Vec<Arc<Script>>,
+    pub office: Arc<Office>,
 }
+
+/// Room for all that a test does.
+const BOUNDS: Bounds = Bounds {
+    handshake: Duration::from_secs(5),
+    first_request: Duration::from_secs(20),
+    life: None,
+    handshakes: 64,
+    handshakes_per_address: 64,
+    connections: 64,
+    connections_per_address: 64,
+};
 
 impl Bed {
     /// With roles as `name → role.yaml`. Role scripts run in their run folder.
@@ -164,7 +182,8 @@ impl Bed {
             leader: Mutex::new(None),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut bed = Self { script, dir, zone, agent: None, runtime, coordinator: None, revision: 0, followers: Vec::new() };
+        let office = Arc::new(Office::new(Authority::create("t").unwrap()));
+        let mut bed = Self { script, dir, zone, agent: None, runtime, coordinator: None, revision: 0, followers: Vec::new(), office };
         bed.serve_metadata(coordinators);
         bed.start_coordinator();
         for host in 11..10 + coordinators {
@@ -187,8 +206,9 @@ impl Bed {
         let list: Vec<_> =
             (1..=coordinators).map(|id| format!("  - {{id: {id}, address: {}, zone: us-east-1a, group: g}}\n", self.ip(9 + coordinators + 1 - id))).collect();
         let user_data = format!(
-            "cluster: t\nrun: agent\ngroup: t\ncoordinators:\n{}lease_ms: {LEASE_MS}\naws: {{region: us-east-1, endpoint_url: 'http://a', s3_endpoint_url: 'http://b'}}\nbuckets: {{uploads: u, results: r, cluster: c}}\nidentity_public_key: QQ==\n",
-            list.concat()
+            "cluster: t\nrun: agent\ngroup: t\ncoordinators:\n{}lease_ms: {LEASE_MS}\naws: {{region: us-east-1, endpoint_url: 'http://a', s3_endpoint_url: 'http://b'}}\nbuckets: {{uploads: u, results: r, cluster: c}}\nidentity_public_key: QQ==\ntrust: {{root_sha256: {}}}\n",
+            list.concat(),
+            self.office.authority.hash()
         );
         let ip = self.ip(20).to_string();
         let text = |value: String| {
@@ -213,17 +233,29 @@ impl Bed {
     }
 
     fn serve(&self, host: u8, script: Arc<Script>) -> tokio::task::JoinHandle<()> {
-        let at = SocketAddr::new(self.ip(host), vp_proto::COORDINATOR_PORT);
         let _context = self.runtime.enter();
+        let own = self.office.authority.coordinator(u64::from(host)).unwrap();
+        let members = self.door(host, vp_proto::COORDINATOR_PORT, tls::members_only("t", self.office.authority.root(), &own).unwrap());
+        let strangers = self.door(host, vp_proto::ENROLMENT_PORT, tls::anybody(&own).unwrap());
+        let leader = script.leader.lock().unwrap().clone();
+        let desk = enrolment::Desk { office: self.office.clone(), own: self.ip(host), leader };
+        let server = tonic::transport::Server::builder().add_service(AgentsServer::new(Service(script))).serve_with_incoming(members.incoming());
+        let enrolling = tonic::transport::Server::builder().add_service(EnrolmentServer::new(desk)).serve_with_incoming(strangers.incoming());
+        self.runtime.spawn(async move {
+            let ended = tokio::try_join!(server, enrolling);
+            ended.unwrap();
+        })
+    }
+
+    fn door(&self, host: u8, port: u16, config: Arc<rustls::ServerConfig>) -> Listener {
+        let at = SocketAddr::new(self.ip(host), port);
         let deadline = Instant::now() + Duration::from_secs(10);
-        let incoming = loop {
-            match tonic::transport::server::TcpIncoming::bind(at) {
-                Ok(incoming) => break incoming,
+        loop {
+            match Listener::bind(at, config.clone(), BOUNDS) {
+                Ok(listener) => return listener,
                 Err(error) => assert!(Instant::now() < deadline, "{at}: {error}"),
             }
-        };
-        let server = tonic::transport::Server::builder().add_service(AgentsServer::new(Service(script)));
-        self.runtime.spawn(async move { server.serve_with_incoming(incoming).await.unwrap() })
+        }
     }
 
     pub fn start_coordinator(&mut self) {

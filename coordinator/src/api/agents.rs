@@ -1,18 +1,24 @@
-//! The conversation with agents: a verified hello, then heartbeats in, acknowledgements and desired sets out.
+//! The conversation with agents: a hello under the newest certificate of its instance, then heartbeats in, acknowledgements and desired sets out.
+//! What an agent says is untrusted, certificate or not: it writes its own records only, so many at a time, each so long.
 //!
 //! ```text
-//! Hello -> identity (document, EC2) -> RegisterNode -> Welcome
+//! Hello -> certificate (newest?) -> known, or EC2 -> RegisterNode -> Welcome
 //! Heartbeat -> registry -> ReadIndex -> Ack of the pairs the state still grants
 //! Released -> SlotReleased
 //! ```
 
-use std::{collections::BTreeMap, pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use fail::fail_point;
 use futures::Stream;
 use tokio::{
     sync::{broadcast, mpsc},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,21 +26,22 @@ use tracing::{info, warn};
 use vp_cloud::ec2::Instance;
 use vp_cluster::{ClusterState, Command, Generation, NodeId, Session, SlotId, Zone, mutant, state::Lifecycle};
 use vp_proto::v1::{self, agent_message::Body, agents_server::Agents, coordinator_message};
+use vp_trust::Certificate;
 
-use super::not_leader;
+use super::{
+    instance,
+    limits::{self, Allowance},
+    not_leader,
+};
 use crate::{
-    identity::{Claim, Refusal, Verifier},
+    identity::{Refusal, Verifier},
     leader::{CommandError, Leader},
     raft::LeadershipEvent,
     registry::{Heard, Seat},
 };
 
-/// A stream that has not said hello by then is closed.
-const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Answers waiting for one agent; an agent that does not read them is dropped.
 const OUTBOX: usize = 16;
-/// Slots one heartbeat may report: far above what a node can hold.
-const MOST_SLOTS: usize = 256;
 
 pub struct AgentsApi {
     pub leader: Arc<Leader>,
@@ -52,77 +59,86 @@ impl Agents for AgentsApi {
         if !self.leader.leads() {
             return Err(not_leader(&self.leader));
         }
+        let (node, certificate, serial) = instance(&request)?;
         let mut incoming = request.into_inner();
-        let hello = match timeout(HELLO_WITHIN, incoming.message()).await {
+        let hello = match timeout(limits::HELLO_WITHIN, incoming.message()).await {
             Ok(Ok(Some(v1::AgentMessage { body: Some(Body::Hello(hello)) }))) => hello,
             Ok(Err(status)) => return Err(status),
             Ok(Ok(_)) => return Err(Status::invalid_argument("the first message must be a hello")),
-            Err(_) => return Err(Status::deadline_exceeded("no hello within 5 s")),
+            Err(_) => return Err(Status::deadline_exceeded("no hello in time")),
         };
         fail_point!("agents::hello");
-        let instance = self.admit(&hello).await?;
-        let (conversation, seat, answers) = welcome(&self.leader, &hello, &instance).await?;
+        self.is_its_own(&hello, &node, &certificate)?;
+        if !self.leader.certificates.admits(&node, serial) {
+            return Err(Status::unauthenticated(format!("a newer certificate than {serial} was issued to {node}: enrol again")));
+        }
+        let (conversation, seat, answers) = welcome(&self.leader, &hello, self.look_up(&hello)).await?;
         tokio::spawn(conversation.run(incoming, seat));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 }
 
 impl AgentsApi {
-    /// Verified, or refused with a reason that is also an event.
-    async fn admit(&self, hello: &v1::Hello) -> Result<Instance, Status> {
-        let claim = Claim {
-            cluster: &hello.cluster,
-            instance_id: &hello.instance_id,
-            address: &hello.address,
-            document: &hello.identity_document,
-            signature: &hello.identity_signature,
-        };
-        match self.verifier.verify(&claim).await {
-            Ok(instance) => Ok(instance),
-            Err(later @ Refusal::Later(_)) => Err(Status::unavailable(later.to_string())),
-            Err(refusal) => {
-                let subject: String = hello.instance_id.chars().take(40).collect();
-                warn!(node = %subject, reason = %refusal, "join refused");
-                let known = self.leader.state();
-                let repeated = known.events.iter().rev().take(20).any(|event| event.kind == "join refused" && event.subject == subject);
-                if !repeated {
-                    self.leader.note("join refused", subject, refusal.to_string()).await;
-                }
-                Err(Status::permission_denied(refusal.to_string()))
-            }
+    /// A certificate speaks for one instance at one address in one cluster.
+    fn is_its_own(&self, hello: &v1::Hello, node: &NodeId, certificate: &Certificate) -> Result<(), Status> {
+        let ours = &self.leader.settings.user_data.cluster;
+        if hello.cluster != *ours {
+            return Err(Status::permission_denied(Refusal::Cluster { given: clip(&hello.cluster, 40), ours: ours.clone() }.to_string()));
         }
+        let address = certificate.address.map(|address| address.to_string());
+        if hello.instance_id == node.0 && Some(&hello.address) == address.as_ref() {
+            return Ok(());
+        }
+        let (id, at) = (clip(&hello.instance_id, 40), clip(&hello.address, 40));
+        Err(Status::permission_denied(format!("the hello is of {id} at {at}, the certificate of {node} at {}", address.unwrap_or_default())))
+    }
+
+    /// What EC2 says of the instance.
+    async fn look_up(&self, hello: &v1::Hello) -> Result<Instance, Status> {
+        self.verifier.look_up(&hello.instance_id, &hello.address).await.map_err(|refusal| match refusal {
+            Refusal::Later(_) => Status::unavailable(refusal.to_string()),
+            _ => Status::permission_denied(refusal.to_string()),
+        })
     }
 }
 
-/// An admitted agent takes its seat; the welcome is the first of its answers.
+/// An agent whose hello is its own takes its seat; the welcome is the first of its answers. EC2 is asked (`instance`) only about a node that is not known.
 ///
 /// # Errors
 /// The status to refuse it with.
-pub async fn welcome(leader: &Arc<Leader>, hello: &v1::Hello, instance: &Instance) -> Result<(Conversation, Seat, mpsc::Receiver<Answer>), Status> {
+pub async fn welcome(
+    leader: &Arc<Leader>,
+    hello: &v1::Hello,
+    instance: impl Future<Output = Result<Instance, Status>>,
+) -> Result<(Conversation, Seat, mpsc::Receiver<Answer>), Status> {
     let node = NodeId(hello.instance_id.clone());
-    let session = register(leader, &node, hello, instance).await?;
+    let session = match known(&leader.state(), &node, hello) {
+        Some(session) => session,
+        None => register(leader, &node, hello, &instance.await?).await?,
+    };
     fail_point!("agents::registered");
     let Some(seat) = leader.registry.open(&node, session) else {
         return Err(Status::permission_denied("this session has been declared lost: the instance will be replaced"));
     };
-    let (outbox, answers) = mpsc::channel(OUTBOX);
+    let (outbox, answers) = mpsc::channel(OUTBOX + 1);
+    let last = Mutex::new(outbox.clone().try_reserve_owned().ok());
     let lease_ms = leader.settings.user_data.lease_ms;
     let welcome = v1::Welcome { session: session.0, lease_ms, heartbeat_ms: lease_ms / 4, term: leader.raft.status().term };
     let _ = outbox.try_send(Ok(answer(coordinator_message::Body::Welcome(welcome))));
     info!(node = %node, session = session.0, "agent session opened");
-    let conversation = Conversation { leader: leader.clone(), node, session, stream: seat.stream, outbox };
+    let conversation = Conversation { leader: leader.clone(), node, session, stream: seat.stream, outbox, last };
     leader.wake.notify_one();
     Ok((conversation, seat, answers))
 }
 
-/// A node that is known and well keeps its session: an agent restart or a leader change writes nothing.
+/// A node that is known and well keeps its session: an agent restart or a leader change writes nothing and asks nobody.
+fn known(state: &ClusterState, id: &NodeId, hello: &v1::Hello) -> Option<Session> {
+    let node = state.nodes.get(id)?;
+    let same = node.address == hello.address && node.agent_version == hello.agent_version;
+    (same && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining)).then_some(node.session)
+}
+
 async fn register(leader: &Leader, id: &NodeId, hello: &v1::Hello, instance: &Instance) -> Result<Session, Status> {
-    if let Some(node) = leader.state().nodes.get(id) {
-        let same = node.address == hello.address && node.agent_version == hello.agent_version;
-        if same && matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
-            return Ok(node.session);
-        }
-    }
     let command = Command::RegisterNode {
         node: id.clone(),
         address: hello.address.clone(),
@@ -130,7 +146,7 @@ async fn register(leader: &Leader, id: &NodeId, hello: &v1::Hello, instance: &In
         instance_type: instance.kind.clone(),
         memory_mib: hello.memory_mib,
         cpu_millis: hello.cpu_millis,
-        agent_version: hello.agent_version.chars().take(40).collect(),
+        agent_version: clip(&hello.agent_version, 40),
     };
     match leader.propose(command).await {
         Ok(index) => Ok(Session(index)),
@@ -146,16 +162,24 @@ pub struct Conversation {
     session: Session,
     stream: u64,
     outbox: mpsc::Sender<Answer>,
+    /// Room for what ends the stream, however full the outbox is.
+    last: Mutex<Option<mpsc::OwnedPermit<Answer>>>,
 }
 
 impl Conversation {
     async fn run(self, mut incoming: Streaming<v1::AgentMessage>, mut seat: Seat) {
         // Not the status: that changes with every entry, and would wake ten thousand conversations each time.
         let mut leadership = self.leader.raft.events();
+        let since = Instant::now();
+        let mut allowance = Allowance::new(since.elapsed());
         while self.leader.leads() {
             tokio::select! {
                 message = incoming.message() => {
                     let Ok(Some(message)) = message else { break };
+                    if !allowance.take(since.elapsed()) {
+                        self.end(Status::resource_exhausted("more messages than an agent has to send"));
+                        break;
+                    }
                     if !self.take(message).await {
                         break;
                     }
@@ -178,7 +202,7 @@ impl Conversation {
             }
         }
         if !self.leader.leads() {
-            let _ = self.outbox.try_send(Err(not_leader(&self.leader)));
+            self.end(not_leader(&self.leader));
         }
         self.leader.registry.close(&self.node, self.stream);
         self.leader.wake.notify_one();
@@ -195,8 +219,8 @@ impl Conversation {
     }
 
     async fn heartbeat(&self, heartbeat: v1::Heartbeat) -> bool {
-        if heartbeat.slots.len() > MOST_SLOTS {
-            let _ = self.outbox.try_send(Err(Status::invalid_argument(format!("more than {MOST_SLOTS} slots in one heartbeat"))));
+        if heartbeat.slots.len() > limits::SLOTS {
+            self.end(Status::invalid_argument(format!("more than {} slots in one heartbeat", limits::SLOTS)));
             return false;
         }
         let mut reports = BTreeMap::new();
@@ -204,7 +228,7 @@ impl Conversation {
         for report in heartbeat.slots {
             let Some(slot) = report.slot.as_ref().and_then(|slot| SlotId::from_str(&slot.to_string()).ok()) else { continue };
             pairs.push((slot.clone(), Generation(report.generation)));
-            reports.insert(slot, report);
+            reports.insert(slot, bounded(report));
         }
         fail_point!("agents::heartbeat");
         match self.leader.registry.heard(&self.node, self.stream, reports, heartbeat.measures) {
@@ -251,7 +275,18 @@ impl Conversation {
 
     /// False: the agent does not read its answers.
     pub fn say(&self, body: coordinator_message::Body) -> bool {
-        self.outbox.try_send(Ok(answer(body))).is_ok()
+        let said = self.outbox.try_send(Ok(answer(body))).is_ok();
+        if !said {
+            self.end(Status::resource_exhausted("answers are not read"));
+        }
+        said
+    }
+
+    /// The stream's last answer; the first reason is the one that is told.
+    fn end(&self, status: Status) {
+        if let Some(room) = self.last.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            room.send(Err(status));
+        }
     }
 }
 
@@ -259,6 +294,19 @@ impl Conversation {
 fn is_granted(state: &ClusterState, node: &NodeId, (slot, generation): &(SlotId, Generation)) -> bool {
     let granted = state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(node) && live.generation == *generation);
     granted || mutant!("ack-names-everything")
+}
+
+fn clip(text: &str, characters: usize) -> String {
+    text.chars().take(characters).collect()
+}
+
+/// A report's texts, no longer than they need be: they are kept, shown and compared.
+fn bounded(mut report: v1::SlotObservation) -> v1::SlotObservation {
+    report.message = clip(&report.message, limits::TEXT_CHARACTERS);
+    let facts = std::mem::take(&mut report.facts).into_iter().collect::<BTreeMap<_, _>>();
+    let short = |text: &str| clip(text, limits::FACT_CHARACTERS);
+    report.facts = facts.iter().take(limits::FACTS).map(|(name, value)| (short(name), short(value))).collect();
+    report
 }
 
 fn answer(body: coordinator_message::Body) -> v1::CoordinatorMessage {

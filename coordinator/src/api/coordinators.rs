@@ -1,4 +1,5 @@
-//! The conversation with a coordinator's new instance: verified as an agent is, it gets a member id that was never given before, once its
+//! The conversation with a coordinator's new instance. It comes under a certificate that it has made with the cluster's root, as every coordinator does (its
+//! user data alone opens it), and is verified as an agent is all the same: it gets a member id that was never given before, once its
 //! predecessor is proved to be gone. Left out: making it a learner and a voter (`membership`).
 
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use tracing::{info, warn};
 use vp_cluster::{Command, MemberId, NodeId, Rejection, coordinators::CoordinatorChange};
 use vp_proto::v1::{self, coordinators_server::Coordinators};
 
-use super::{not_done, not_leader};
+use super::{coordinator, not_done, not_leader};
 use crate::{
     identity::{Claim, Refusal, Verifier},
     leader::{CommandError, Leader},
@@ -26,7 +27,14 @@ impl Coordinators for CoordinatorsApi {
         if !self.leader.leads() {
             return Err(not_leader(&self.leader));
         }
+        let caller = coordinator(&request)?;
         let request = request.into_inner();
+        if caller != u64::from(request.coordinator) {
+            return Err(Status::permission_denied(format!(
+                "this certificate is coordinator {caller}'s, the request is of coordinator {}",
+                request.coordinator
+            )));
+        }
         if request.cluster_id != self.leader.cluster_id {
             return Err(Status::permission_denied(format!("this is {}: the cluster was restored, start again", self.leader.cluster_id)));
         }
@@ -65,7 +73,11 @@ impl CoordinatorsApi {
             document: &request.identity_document,
             signature: &request.identity_signature,
         };
-        match verifier.verify(&claim).await {
+        let judged = match verifier.verify_document(&claim) {
+            Ok(()) => verifier.look_up(&request.instance_id, &request.address).await,
+            Err(refusal) => Err(refusal),
+        };
+        match judged {
             Ok(_) => Ok(()),
             Err(later @ Refusal::Later(_)) => Err(Status::unavailable(later.to_string())),
             Err(refusal) => {

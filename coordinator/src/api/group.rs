@@ -1,6 +1,6 @@
 //! What operators see and want of the coordinators themselves: who is there, who else is wanted, and a snapshot of it all.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::timeout;
 use tonic::{Status, transport::Endpoint};
@@ -14,23 +14,24 @@ use vp_proto::{
 };
 
 use super::{not_read, orders::Order};
-use crate::leader::Leader;
+use crate::{leader::Leader, trust::Trust};
 
 /// How long a coordinator may take to say what it is before it counts as not reachable.
 const IDENTIFY_WITHIN: Duration = Duration::from_millis(700);
 
-/// What the member at an address says of itself; None: nothing, in time.
-pub async fn identify(address: &str, cluster_id: &str) -> Option<v1::IdentifyResponse> {
+/// What the member at an address says of itself; None: nothing, in time, or not a coordinator of this cluster.
+pub async fn identify(trust: &Trust, address: &str, cluster_id: &str) -> Option<v1::IdentifyResponse> {
+    let way = trust.way(SocketAddr::new(address.parse().ok()?, COORDINATOR_PORT), IDENTIFY_WITHIN);
     let asked = async {
-        let channel = Endpoint::from_shared(format!("http://{address}:{COORDINATOR_PORT}")).ok()?.connect().await.ok()?;
+        let channel = vp_trust::dial(Endpoint::from_static("http://coordinator"), &way).await.ok()?;
         PeersClient::new(channel).identify(v1::IdentifyRequest { cluster: cluster_id.to_owned() }).await.ok()
     };
     Some(timeout(IDENTIFY_WITHIN, asked).await.ok()??.into_inner())
 }
 
 /// One line for each wanted coordinator, each asked now.
-pub async fn coordinators(leader: &Leader, state: &ClusterState) -> Vec<v1::CoordinatorStatus> {
-    let asked = state.coordinators.slots.iter().map(|(number, slot)| coordinator(leader, state, *number, slot));
+pub async fn coordinators(leader: &Leader, trust: &Trust, state: &ClusterState) -> Vec<v1::CoordinatorStatus> {
+    let asked = state.coordinators.slots.iter().map(|(number, slot)| coordinator(leader, trust, state, *number, slot));
     futures::future::join_all(asked).await
 }
 
@@ -39,7 +40,7 @@ pub fn number(state: &ClusterState, member: u64) -> u64 {
     state.coordinators.members.get(&MemberId(member)).map_or(0, |member| u64::from(member.slot))
 }
 
-async fn coordinator(leader: &Leader, state: &ClusterState, number: u32, slot: &CoordinatorSlot) -> v1::CoordinatorStatus {
+async fn coordinator(leader: &Leader, trust: &Trust, state: &ClusterState, number: u32, slot: &CoordinatorSlot) -> v1::CoordinatorStatus {
     let mut status =
         v1::CoordinatorStatus { id: u64::from(number), address: slot.address.clone(), zone: slot.zone.0.clone(), ..v1::CoordinatorStatus::default() };
     let Some((id, member)) = state.coordinators.of_slot(number) else { return status };
@@ -51,7 +52,7 @@ async fn coordinator(leader: &Leader, state: &ClusterState, number: u32, slot: &
         status.reachable = true;
         status.applied = leader.raft.status().applied;
         status.instance_id.clone_from(&leader.settings.instance_id);
-    } else if let Some(answer) = identify(&slot.address, &leader.cluster_id).await {
+    } else if let Some(answer) = identify(trust, &slot.address, &leader.cluster_id).await {
         // Its successor may answer at this address: that is somebody else. And who learns does not count yet.
         status.reachable = answer.id == id.0 && answer.differs_at == 0 && member.standing == Standing::Voter;
         status.applied = answer.applied;

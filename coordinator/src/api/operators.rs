@@ -26,6 +26,7 @@ use crate::{
     desired::{fencing_name, slot_ref},
     leader::Leader,
     raft::ReadError,
+    trust::Trust,
 };
 
 /// Events waiting for one reader.
@@ -33,6 +34,8 @@ const OUTBOX: usize = 64;
 
 pub struct OperatorsApi {
     pub leader: Arc<Leader>,
+    /// To ask the other coordinators.
+    pub trust: Arc<Trust>,
     pub findings: watch::Receiver<Findings>,
 }
 
@@ -51,7 +54,7 @@ impl Operators for OperatorsApi {
         };
         let obs = self.leader.observations();
         let findings = self.findings.borrow().clone();
-        let coordinators = group::coordinators(&self.leader, &state).await;
+        let coordinators = group::coordinators(&self.leader, &self.trust, &state).await;
         let reachable = coordinators.iter().filter(|coordinator| coordinator.reachable).count();
         let counted = Coordinators { wanted: coordinators.len(), reachable };
         let (mut health, mut reasons) = health::judge(&state, &obs, counted, &findings.brake);

@@ -10,7 +10,7 @@
 
 pub mod config;
 mod delivery;
-mod event;
+pub mod event;
 mod journal;
 mod process;
 mod server;

@@ -11,6 +11,7 @@ use vp_cloud::ec2::Compute;
 use vp_cloud::provision::{LaunchTemplate, ProvisionError};
 use vp_cloud::s3::ObjectStore;
 
+use super::trust::{self, Trust};
 use super::{COORDINATOR_PORT, Record, RegionError, UpOptions, ZONES};
 
 /// The spec that a region gets when none is given (contracts §2).
@@ -47,6 +48,11 @@ impl Aws {
         Ok(note(&mut BTreeMap::new(), "", String::new()))
     }
 
+    /// The cluster's root and people's certificates.
+    pub(super) async fn trust(&self, record: &Record, state: &Path) -> Result<(Trust, bool), RegionError> {
+        trust::ensure(&self.objects, record, state).await
+    }
+
     /// VPC and one subnet a zone. True when something was made.
     pub(super) async fn network(&self, record: &mut Record) -> Result<bool, RegionError> {
         let (name, number) = (record.name.clone(), record.network);
@@ -68,7 +74,7 @@ impl Aws {
     }
 
     /// One launch template for the nodes and one for each coordinator.
-    pub(super) async fn templates(&self, record: &mut Record, options: &UpOptions, state: &Path) -> Result<bool, RegionError> {
+    pub(super) async fn templates(&self, record: &mut Record, options: &UpOptions, state: &Path, trust: &Trust) -> Result<bool, RegionError> {
         let image = record.made.get("image").cloned().unwrap_or_default();
         let key = state.join("identity/public.der");
         let key = std::fs::read(&key).map_err(|source| RegionError::File { path: key, doing: "reading the identity key", source })?;
@@ -82,7 +88,7 @@ impl Aws {
                 name: name.clone(),
                 image: image.clone(),
                 kind: options.instance_type.clone(),
-                user_data_base64: STANDARD.encode(user_data(record, options, &key, coordinator)),
+                user_data_base64: STANDARD.encode(user_data(record, options, &key, trust, coordinator)),
                 tags: BTreeMap::from([("vp:cluster".to_owned(), record.name.clone()), ("Name".to_owned(), name.clone())]),
             };
             let id = self.compute.ensure_launch_template(&template).await.map_err(failed(format!("making the launch template {name}")))?;
@@ -126,7 +132,7 @@ fn note(made: &mut BTreeMap<String, String>, what: &str, id: String) -> bool {
 }
 
 /// User data as contracts §2 says; strings are quoted as JSON, which YAML reads.
-fn user_data(record: &Record, options: &UpOptions, key: &[u8], coordinator: Option<usize>) -> String {
+fn user_data(record: &Record, options: &UpOptions, key: &[u8], trust: &Trust, coordinator: Option<usize>) -> String {
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let mut text = format!(
         "cluster: {}\nrun: {}\ngroup: {}\n",
@@ -156,7 +162,8 @@ fn user_data(record: &Record, options: &UpOptions, key: &[u8], coordinator: Opti
     ));
     let bucket = |which: &str| record.buckets.get(which).map(String::as_str).unwrap_or_default();
     text.push_str(&format!("buckets: {{uploads: {}, results: {}, cluster: {}}}\n", bucket("uploads"), bucket("results"), bucket("cluster")));
-    text.push_str(&format!("identity_public_key: {}\nspec:\n", STANDARD.encode(key)));
+    text.push_str(&format!("identity_public_key: {}\n", STANDARD.encode(key)));
+    text.push_str(&format!("{}\nspec:\n", trust.user_data(coordinator.is_some())));
     for line in options.spec_yaml.as_deref().unwrap_or(DEFAULT_SPEC).lines() {
         text.push_str(&format!("  {line}\n"));
     }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use super::options::network_of;
-use super::{COORDINATOR_PORT, RegionError, UpOptions, ZONES};
+use super::{COORDINATOR_PORT, ENROLMENT_PORT, RegionError, UpOptions, ZONES};
 
 const FIRST_NETWORK: u8 = 20;
 const MIN_DISK_MIB: u64 = 3 * 1024;
@@ -84,7 +84,9 @@ pub(super) fn machine(options: &UpOptions) -> Result<(), RegionError> {
 fn addresses(number: u8) -> Vec<(String, u16)> {
     let own = network_of(number);
     let mut wanted = vec![(own.clone(), CONTROL_API_PORT), (own.clone(), S3_PORT), (own, LAMBDA_PORT)];
-    wanted.extend((1..=ZONES.len()).map(|zone| (format!("127.{number}.{zone}.10"), COORDINATOR_PORT)));
+    for port in [COORDINATOR_PORT, ENROLMENT_PORT] {
+        wanted.extend((1..=ZONES.len()).map(|zone| (format!("127.{number}.{zone}.10"), port)));
+    }
     wanted
 }
 

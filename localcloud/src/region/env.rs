@@ -6,8 +6,9 @@ use std::path::Path;
 
 use vp_cloud::Session;
 use vp_cloud::s3::ObjectStore;
+use vp_trust::Rank;
 
-use super::Record;
+use super::{Record, trust};
 use crate::keeper::launcher::Launcher;
 
 pub(super) async fn exports(record: &Record, state: &Path) -> Vec<(String, String)> {
@@ -31,6 +32,7 @@ pub(super) async fn exports(record: &Record, state: &Path) -> Vec<(String, Strin
         text("VP_RESULTS_BUCKET", bucket("results")),
         text("VP_CLUSTER_BUCKET", bucket("cluster")),
         text("VP_COORDINATORS", record.coordinators.join(",")),
+        text("VP_CERTIFICATE", trust::operator(state, Rank::Admin).display().to_string()),
         text("VP_STATE", state.display().to_string()),
     ]
 }
@@ -50,6 +52,7 @@ pub(super) fn file(record: &Record, state: &Path) -> String {
         ("VP_RESULTS_BUCKET", bucket("results")),
         ("VP_CLUSTER_BUCKET", bucket("cluster")),
         ("VP_COORDINATORS", record.coordinators.join(",")),
+        ("VP_CERTIFICATE", trust::operator(state, Rank::Admin).display().to_string()),
         ("VP_STATE", state.display().to_string()),
     ]
     .iter()

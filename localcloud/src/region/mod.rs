@@ -2,7 +2,7 @@
 //! Leaves out what an instance is (`keeper`) and what runs on it (the image).
 //!
 //! ```text
-//! up: checks → state folder → control API → Lambda service → S3 → keeper → buckets → network → image → templates → groups
+//! up: checks → state folder → control API → Lambda service → S3 → keeper → buckets → trust → network → image → templates → groups
 //! ```
 
 mod aws;
@@ -13,6 +13,7 @@ mod options;
 mod record;
 mod services;
 mod status;
+mod trust;
 mod up;
 
 pub use down::down;
@@ -23,12 +24,16 @@ pub use status::{InstanceStatus, RegionStatus, ServiceStatus};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use vp_trust::Rank;
+
 /// The AWS region that every local region plays.
 pub const AWS_REGION: &str = "us-east-1";
 /// Its zones; zone Z (from 1) has the subnet 127.N.Z.0/24.
 pub const ZONES: [&str; 3] = ["us-east-1a", "us-east-1b", "us-east-1c"];
 /// The port on which coordinators serve agents, peers and operators.
 pub const COORDINATOR_PORT: u16 = 7400;
+/// The port on which they serve instances that have no certificate yet.
+pub const ENROLMENT_PORT: u16 = 7401;
 
 /// What `up` and `down` tell while they work; names of steps are stable words for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +121,11 @@ impl Region {
     /// What was recorded at `up`: name, network, endpoints, buckets, keys.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// Folder of an operator's certificate: `certificate.pem` and `key.pem`.
+    pub fn operator(&self, rank: Rank) -> PathBuf {
+        trust::operator(&self.state, rank)
     }
 
     /// The state folder.

@@ -76,6 +76,9 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
     let step = Step::begin(progress, "buckets");
     let changed = aws.buckets(&record).await?;
     step.done(progress, changed);
+    let step = Step::begin(progress, "trust");
+    let (trust, changed) = aws.trust(&record, &state).await?;
+    step.done(progress, changed);
     let step = Step::begin(progress, "network");
     let changed = aws.network(&mut record).await?;
     step.done(progress, changed);
@@ -84,7 +87,7 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
     record.save(&state)?;
     step.done(progress, changed);
     let step = Step::begin(progress, "launch templates");
-    let changed = aws.templates(&mut record, options, &state).await?;
+    let changed = aws.templates(&mut record, options, &state, &trust).await?;
     record.save(&state)?;
     step.done(progress, changed);
     let step = Step::begin(progress, "groups");

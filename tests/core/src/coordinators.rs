@@ -5,9 +5,11 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
 use vp_coordinator::{
     bootstrap::cluster_id,
@@ -20,6 +22,7 @@ use crate::channel;
 use crate::group::MEMBERS;
 use crate::program::Program;
 use crate::region::{Instance, Region};
+use crate::root::Root;
 
 /// The group whose instances may join.
 pub const NODES_GROUP: &str = "core-nodes";
@@ -47,6 +50,9 @@ pub struct Coordinators {
     wanted: Wanted,
     addresses: Vec<Ipv4Addr>,
     members: Vec<Option<Program>>,
+    root: Arc<Root>,
+    /// To ask members what they are.
+    peer: Arc<ClientConfig>,
     /// Name and incarnation, as members say it to each other.
     cluster_id: String,
 }
@@ -57,7 +63,7 @@ pub fn zone(number: u8) -> String {
 }
 
 /// User data of a coordinator (`Some` member) or an agent.
-pub fn user_data(region: &Region, wanted: &Wanted, member: Option<usize>) -> String {
+pub fn user_data(region: &Region, wanted: &Wanted, root: &Root, member: Option<usize>) -> String {
     let run = if member.is_some() { "coordinator" } else { "agent" };
     let mut text = format!("cluster: {CLUSTER}\nrun: {run}\ngroup: {NODES_GROUP}\ncoordinators:\n");
     for other in 1..=3 {
@@ -69,7 +75,8 @@ pub fn user_data(region: &Region, wanted: &Wanted, member: Option<usize>) -> Str
     let endpoint = region.endpoint();
     text += &format!("lease_ms: {}\naws: {{region: us-east-1, endpoint_url: \"{endpoint}\", s3_endpoint_url: \"{endpoint}\"}}\n", wanted.lease_ms);
     text += &format!("buckets: {{uploads: core-uploads, results: core-results, cluster: {BUCKET}}}\n");
-    text += &format!("identity_public_key: {}\nspec:\n  roles:\n", region.identity_public_key());
+    let key = if member.is_some() { format!(", sealing_key: \"{}\"", root.sealing_key().to_base64()) } else { String::new() };
+    text += &format!("identity_public_key: {}\ntrust: {{root_sha256: \"{}\"{key}}}\nspec:\n  roles:\n", region.identity_public_key(), root.hash());
     for (role, count) in &wanted.slots {
         text += &format!("    {role}: {{pref: {count}}}\n");
     }
@@ -100,17 +107,20 @@ impl Coordinators {
             fs::create_dir_all(&role)?;
             fs::write(role.join("role.yaml"), yaml)?;
         }
+        let root = Arc::new(Root::create(CLUSTER)?);
+        region.put_object(BUCKET, vp_coordinator::trust::KEY, root.sealed()?);
         let mut addresses = Vec::new();
         for member in 0..MEMBERS {
             let number = u8::try_from(member + 1)?;
             let id = format!("i-coordinator{number}");
             let address = region.address(number, HOST);
             region.put(&id, Instance { address, zone: zone(number), group: format!("{CLUSTER}-coordinator-{number}"), state: "running" });
-            region.serve_metadata(&id, user_data(region, &wanted, Some(member))).await?;
+            region.serve_metadata(&id, user_data(region, &wanted, &root, Some(member))).await?;
             addresses.push(address);
         }
         let members = (0..MEMBERS).map(|_| None).collect();
-        let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, addresses, members, cluster_id: String::new() };
+        let (peer, cluster_id) = (root.peer()?, String::new());
+        let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, addresses, members, root, peer, cluster_id };
         for member in 0..MEMBERS {
             new.start_member(member)?;
         }
@@ -151,6 +161,11 @@ impl Coordinators {
     /// Where a member serves everybody.
     pub fn address(&self, member: usize) -> SocketAddr {
         SocketAddr::from((self.addresses[member], COORDINATOR_PORT))
+    }
+
+    /// What its certificates are under.
+    pub fn root(&self) -> Arc<Root> {
+        self.root.clone()
     }
 
     /// A member's process, unless it was killed.
@@ -194,7 +209,7 @@ impl Coordinators {
     }
 
     async fn identify(&self, member: usize) -> anyhow::Result<(u64, u64)> {
-        let channel = channel::open(self.address(member), None).await?;
+        let channel = channel::open(self.address(member), None, Some(self.peer.clone())).await?;
         let answer = PeersClient::new(channel).identify(IdentifyRequest { cluster: self.cluster_id.clone() }).await?.into_inner();
         Ok((answer.term, answer.leader_id))
     }

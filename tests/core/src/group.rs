@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tokio::time::{sleep, timeout};
 
-use crate::channel;
+use crate::channel::{self, Tls};
 use crate::program::Program;
+use crate::root::Root;
 use crate::wire::etcd::{StatusRequest, maintenance_client::MaintenanceClient};
 use crate::wire::registers::{MemberRequest, registers_client::RegistersClient};
 
+/// Name of the cluster that register servers make.
+pub const REGISTERS: &str = "registers";
 /// Members of every group here.
 pub const MEMBERS: usize = 3;
 const CLIENT_PORT: u16 = 7400;
@@ -58,6 +61,7 @@ pub struct Group {
     setting: Setting,
     folder: PathBuf,
     members: Vec<Option<Program>>,
+    tls: Tls,
 }
 
 impl Group {
@@ -66,13 +70,27 @@ impl Group {
     /// # Errors
     /// A program does not start, or nobody leads within 20 s.
     pub async fn start(kind: Kind, setting: Setting, folder: &Path) -> anyhow::Result<Self> {
-        let mut group = Self { kind, setting, folder: folder.join(kind.name()), members: (0..MEMBERS).map(|_| None).collect() };
+        let mut group = Self { kind, setting, folder: folder.join(kind.name()), members: (0..MEMBERS).map(|_| None).collect(), tls: None };
+        if kind == Kind::Vp {
+            let root = Root::create(REGISTERS)?;
+            root.save(&group.trust())?;
+            group.tls = Some(root.peer()?);
+        }
         for member in 0..MEMBERS {
             std::fs::create_dir_all(group.disk(member))?;
             group.start_member(member)?;
         }
         group.leader(Duration::from_secs(20)).await?;
         Ok(group)
+    }
+
+    fn trust(&self) -> PathBuf {
+        self.folder.join("trust")
+    }
+
+    /// How clients are secured: ours always, etcd as its benchmarks have it.
+    pub fn tls(&self) -> Tls {
+        self.tls.clone()
     }
 
     /// What it is.
@@ -110,7 +128,8 @@ impl Group {
 
     fn vp(&self, member: usize) -> Command {
         let mut command = Command::new(&self.setting.register_server);
-        command.arg("--id").arg((member + 1).to_string()).arg("--disk").arg(self.disk(member)).args(&self.setting.arguments);
+        command.arg("--id").arg((member + 1).to_string()).arg("--disk").arg(self.disk(member)).arg("--trust").arg(self.trust());
+        command.args(&self.setting.arguments);
         for other in 0..MEMBERS {
             command.arg("--member").arg(format!("{}={}", other + 1, self.address(other)));
         }
@@ -164,7 +183,7 @@ impl Group {
     }
 
     async fn leads(&self, member: usize) -> anyhow::Result<bool> {
-        let channel = channel::open(self.address(member), None).await?;
+        let channel = channel::open(self.address(member), None, self.tls()).await?;
         Ok(match self.kind {
             Kind::Vp => RegistersClient::new(channel).member(MemberRequest {}).await?.into_inner().leads,
             Kind::Etcd => {
@@ -180,7 +199,7 @@ impl Group {
     /// It does not answer.
     pub async fn reached(&self, member: usize) -> anyhow::Result<u64> {
         let asked = async {
-            let channel = channel::open(self.address(member), None).await?;
+            let channel = channel::open(self.address(member), None, self.tls()).await?;
             anyhow::Ok(match self.kind {
                 Kind::Vp => RegistersClient::new(channel).member(MemberRequest {}).await?.into_inner().applied,
                 Kind::Etcd => MaintenanceClient::new(channel).status(StatusRequest {}).await?.into_inner().raft_index,

@@ -5,7 +5,8 @@
 //! bench-core ─┬─ group ─────────> three register-server or three etcd processes, each on an address of its own
 //!             ├─ load ──────────> gRPC writes in a closed loop, the same program for both
 //!             ├─ coordinators ──> three real vp-coordinator daemons in a `region` that stands in for AWS
-//!             ├─ sessions ──────> thousands of agents' sessions
+//!             ├─ sessions ──────> thousands of agents' sessions, each under a certificate of its own
+//!             ├─ root            certificates for all of them; `channel` shows them
 //!             └─ figures         medians, quantiles, the table
 //! ```
 
@@ -20,6 +21,7 @@ pub mod processes;
 pub mod program;
 pub mod proxy;
 pub mod region;
+pub mod root;
 pub mod sessions;
 pub mod writer;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 
-use crate::channel;
+use crate::channel::{self, Tls};
 use crate::group::Kind;
 use crate::writer::Writer;
 
@@ -36,10 +36,10 @@ pub struct Outcome {
 ///
 /// # Errors
 /// A write is refused: there is no figure then.
-pub async fn run(kind: Kind, address: SocketAddr, load: Load) -> anyhow::Result<Outcome> {
+pub async fn run(kind: Kind, address: SocketAddr, tls: Tls, load: Load) -> anyhow::Result<Outcome> {
     let mut channels = Vec::new();
     for _ in 0..load.clients.min(CONNECTIONS) {
-        channels.push(channel::open(address, None).await.context("connecting")?);
+        channels.push(channel::open(address, None, tls.clone()).await.context("connecting")?);
     }
     let begin = Instant::now() + load.warm_up;
     let end = begin + load.length;

@@ -1,13 +1,13 @@
 //! A link that can be bad: a TCP forwarder between two members, each direction of which can be cut or slowed while connections stay open. A cut direction
 //! is silent, as a network's is: nothing is refused, bytes wait and come late or never. Needs no root; TLS passes through it untouched.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -46,8 +46,8 @@ impl Proxy {
         let listener = TcpListener::bind(at).await.with_context(|| format!("listening on {at}"))?;
         let (condition, seen) = watch::channel(Condition::default());
         let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(forward(stream, target, seen.clone()));
+            while let Ok((stream, from)) = listener.accept().await {
+                tokio::spawn(forward(stream, from.ip(), target, seen.clone()));
             }
         });
         Ok(Self { condition, task })
@@ -71,13 +71,20 @@ impl Drop for Proxy {
     }
 }
 
-async fn forward(stream: TcpStream, target: SocketAddr, mut condition: watch::Receiver<Condition>) {
+/// On, from the address that called: a node's certificate is good from its own alone, and a member is answered where it calls from.
+async fn reach(target: SocketAddr, from: IpAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(target).await
+}
+
+async fn forward(stream: TcpStream, from: IpAddr, target: SocketAddr, mut condition: watch::Receiver<Condition>) {
     let breaks = condition.borrow().breaks;
     // While nothing passes, nobody is reached either.
     if condition.wait_for(|now| now.forth != Flow::Cut).await.is_err() {
         return;
     }
-    let Ok(there) = TcpStream::connect(target).await else { return };
+    let Ok(there) = reach(target, from).await else { return };
     let _ = (stream.set_nodelay(true), there.set_nodelay(true));
     let ((from_here, to_here), (from_there, to_there)) = (stream.into_split(), there.into_split());
     let forth = copy(from_here, to_there, condition.clone(), |now| now.forth);

@@ -111,6 +111,11 @@ impl Region {
         lock(&self.world).objects.get(&format!("/{bucket}/{key}")).cloned()
     }
 
+    /// Puts an object.
+    pub fn put_object(&self, bucket: &str, key: &str, body: Vec<u8>) {
+        lock(&self.world).objects.insert(format!("/{bucket}/{key}"), body.into());
+    }
+
     /// From now on every call of the control API fails, or works again.
     pub fn fail(&self, failing: bool) {
         lock(&self.world).failing = failing;

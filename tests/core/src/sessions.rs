@@ -1,7 +1,7 @@
 //! Agents' sessions without agents: a real hello, heartbeats in time, slots taken from the desired set and reported healthy. What ten thousand agents
 //! send, from one program. Left out: anything that runs.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,12 +11,13 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 use vp_proto::v1::agents_client::AgentsClient;
 use vp_proto::v1::{AgentMessage, CoordinatorMessage, Heartbeat, Hello, NodeMeasures, Phase, SlotObservation, agent_message, coordinator_message};
 
+use crate::channel;
 use crate::coordinators::{NODES_GROUP, zone};
 use crate::region::{Instance, Region};
+use crate::root::Root;
 
 /// What all sessions of a run share.
 #[derive(Default)]
@@ -52,21 +53,23 @@ impl Tally {
     }
 }
 
+/// Where an agent calls from: beside the networks of coordinators and real instances.
+fn address(region: &Region, number: usize) -> anyhow::Result<Ipv4Addr> {
+    let network = 128 + u8::try_from(number >> 8).ok().filter(|network| *network < 128).context("there is no address for so many")?;
+    Ok(region.address(network, u8::try_from(number & 255)?))
+}
+
 /// One agent as it introduces itself.
 pub fn hello(region: &Region, number: usize, memory_mib: u32) -> anyhow::Result<Hello> {
-    let [a, b, c] = [number >> 16, number >> 8, number].map(|part| u8::try_from(part & 255).unwrap_or(0));
-    let address = Ipv4Addr::new(10, a, b, c);
+    let address = address(region, number)?;
     let id = format!("i-{number:017x}");
     let zone = zone(u8::try_from(number % 3)? + 1);
     region.put(&id, Instance { address, zone, group: NODES_GROUP.to_owned(), state: "running" });
-    let (identity_document, identity_signature) = region.identity(&id, address.into())?;
     Ok(Hello {
         cluster: "core".to_owned(),
         boot_id: id.clone(),
         instance_id: id,
         address: address.to_string(),
-        identity_document,
-        identity_signature,
         agent_version: "1".to_owned(),
         cpu_millis: 2000,
         memory_mib,
@@ -81,11 +84,13 @@ pub struct Session {
     slots: Vec<SlotObservation>,
 }
 
-/// Opens a session.
+/// Opens a session with the leader at `leader`: a connection of its own, from its own address, under its own certificate, as every agent's.
 ///
 /// # Errors
 /// Refused, or no welcome within 30 s.
-pub async fn open(channel: Channel, hello: Hello) -> anyhow::Result<Session> {
+pub async fn open(leader: SocketAddr, root: &Root, hello: Hello) -> anyhow::Result<Session> {
+    let from = hello.address.parse()?;
+    let channel = channel::open(leader, Some(from), Some(root.as_node(&hello.instance_id, from)?)).await?;
     let (to_leader, messages) = mpsc::channel(16);
     to_leader.try_send(AgentMessage { body: Some(agent_message::Body::Hello(hello)) })?;
     let welcomed = async {

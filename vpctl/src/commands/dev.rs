@@ -8,12 +8,13 @@ use indicatif::{MultiProgress, ProgressBar};
 use tokio::time::Instant;
 use vp_localcloud::region::{self, DownOptions, Progress, Region, RegionStatus, UpOptions};
 use vp_proto::v1::{ClusterStatus, Health, Phase};
+use vp_trust::Rank;
 
 use super::dev_logs;
 use crate::arguments::{DevCommand, Format, PlaceArguments, quoted};
 use crate::cluster::Cluster;
 use crate::failure::{EXIT_DEGRADED, Failure};
-use crate::place::{region_name, state_folder};
+use crate::place::{certificate, region_name, state_folder};
 use crate::terminal::{Screen, Tone, spinner};
 use crate::view;
 use crate::view::table::{Cell, Table};
@@ -64,7 +65,7 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, wait: 
     let region = region?;
     let mut code = 0;
     if let Some(timeout) = wait.filter(|_| options.coordinators) {
-        let cluster = Cluster::new(region.record().coordinators.clone());
+        let cluster = Cluster::new(region.record().coordinators.clone(), &certificate(&region.operator(Rank::Admin))?)?;
         code = until_healthy(&cluster, screen, timeout).await;
     }
     let named = flags.words();

@@ -29,7 +29,7 @@ use crate::terminal::Screen;
 pub async fn run(arguments: Arguments, screen: &Screen) -> Result<u8, Failure> {
     let Arguments { place: flags, format, command, .. } = arguments;
     let place = Place::find(&flags);
-    let cluster = || -> Result<Cluster, Failure> { Ok(Cluster::new(place.coordinators()?).stale(flags.stale)) };
+    let cluster = || -> Result<Cluster, Failure> { Ok(Cluster::new(place.coordinators()?, &place.certificate()?)?.stale(flags.stale)) };
     match command {
         Command::Status { watch: false } => look::status(&cluster()?, screen, format).await,
         Command::Status { watch: true } => look::watch(&cluster()?, screen, format).await,

@@ -102,13 +102,15 @@ async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path,
     }
     match cluster.status().await {
         Ok(status) => nobody_else(&status, &saved.state)?,
-        Err(_) if all_gone => {}
-        Err(error) => {
+        Err(Failure::Unreachable { .. }) if all_gone => {}
+        Err(Failure::Unreachable { tried }) => {
             return Err(Failure::NotNow {
-                what: format!("no coordinator answers, so nobody can say that none leads ({error})"),
+                what: format!("no coordinator answers ({tried}), so nobody can say that none leads"),
                 next: "ask from where they can be reached; if every one of them is gone for good, add --all-gone".to_owned(),
             });
         }
+        // Somebody is there and does not say who leads, because of who asks.
+        Err(untold) => return Err(untold),
     }
     let (store, bucket) = place.cluster_bucket().await?;
     let before = match store.get(&bucket, RECORD).await {

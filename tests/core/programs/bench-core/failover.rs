@@ -8,7 +8,7 @@ use anyhow::bail;
 use futures::future::select_all;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
-use vp_core_tests::channel;
+use vp_core_tests::channel::{self, Tls};
 use vp_core_tests::figures::{Better, Row, Target, quantile};
 use vp_core_tests::group::{Group, Kind, MEMBERS};
 use vp_core_tests::writer::Writer;
@@ -48,7 +48,7 @@ async fn once(group: &mut Group) -> anyhow::Result<Duration> {
     }
     group.kill(leader);
     let killed = Instant::now();
-    let probes: Vec<JoinHandle<Instant>> = survivors.iter().map(|member| tokio::spawn(probe(group.kind(), group.address(*member)))).collect();
+    let probes: Vec<JoinHandle<Instant>> = survivors.iter().map(|member| tokio::spawn(probe(group.kind(), group.address(*member), group.tls()))).collect();
     let aborts: Vec<_> = probes.iter().map(JoinHandle::abort_handle).collect();
     let first = timeout(PATIENCE, select_all(probes)).await;
     aborts.iter().for_each(tokio::task::AbortHandle::abort);
@@ -74,10 +74,10 @@ async fn caught_up(group: &Group, leader: usize, member: usize) -> anyhow::Resul
 }
 
 /// Asks one survivor until a write is acknowledged; each attempt is a task of its own, dropped with the channel's sender.
-async fn probe(kind: Kind, address: SocketAddr) -> Instant {
+async fn probe(kind: Kind, address: SocketAddr, tls: Tls) -> Instant {
     let (done, mut first) = tokio::sync::mpsc::channel(1);
     let mut ticks = interval(BETWEEN_WRITES);
-    let channel = channel::lazy(address);
+    let channel = channel::lazy(address, tls);
     loop {
         tokio::select! {
             answered = first.recv() => if let Some(answered) = answered { return answered },

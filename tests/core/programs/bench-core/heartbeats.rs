@@ -1,5 +1,5 @@
 //! A2: ten thousand agents send a heartbeat a second to a real leading coordinator; beside it, as many etcd leases are kept alive at the same pace.
-//! Each has a stream of its own; streams share connections, or (`--connections`) each has its own as real agents do.
+//! Each has a connection of its own, since a certificate names one agent; etcd's clients have as many, in the clear.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use vp_core_tests::channel;
 use vp_core_tests::coordinators::{Coordinators, Wanted};
 use vp_core_tests::figures::{Better, Row, Target, quantile};
 use vp_core_tests::region::Region;
@@ -35,7 +34,7 @@ pub struct Taken {
 }
 
 pub async fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
-    let name = format!("{} heartbeats a second over {} connections", arguments.agents, arguments.connections());
+    let name = format!("{} heartbeats a second over as many connections", arguments.agents);
     // Fewer agents than the targets speak of are held against none.
     let full = arguments.agents >= 10_000;
     let row = |what: &str, unit, better, target| Row::new("A2", format!("{name}: {what}"), unit, better, if full { target } else { Target::Shown });
@@ -72,18 +71,14 @@ async fn coordinators(arguments: &Arguments) -> anyhow::Result<Vec<Taken>> {
     };
     let coordinators = Coordinators::start(&arguments.program("vp-coordinator")?, &mut region, wanted, folder.path()).await?;
     let leader = coordinators.leader(Duration::from_secs(10)).await?;
-    let mut channels = Vec::new();
-    for _ in 0..arguments.connections() {
-        channels.push(channel::open(coordinators.address(leader), None).await?);
-    }
+    let (leading, root) = (coordinators.address(leader), coordinators.root());
     let tally = Arc::new(Tally::default());
     let mut running = JoinSet::new();
     let begun = Instant::now();
     let mut opened = stream::iter(0..arguments.agents)
         .map(|number| {
-            let channel = channels[number % channels.len()].clone();
-            let hello = sessions::hello(&region, number, 2048);
-            async move { anyhow::Ok((number, sessions::open(channel, hello?).await?)) }
+            let (hello, root) = (sessions::hello(&region, number, 2048), root.clone());
+            async move { anyhow::Ok((number, sessions::open(leading, &root, hello?).await?)) }
         })
         .buffer_unordered(JOINING);
     while let Some((number, session)) = opened.try_next().await? {

@@ -1,4 +1,4 @@
-//! The peer of heartbeats: etcd leases, each kept alive once a second on a stream of its own.
+//! The peer of heartbeats: etcd leases, each kept alive once a second on a connection of its own.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -35,8 +35,8 @@ pub async fn keep_alive(arguments: &Arguments) -> anyhow::Result<Vec<Taken>> {
     let group = Group::start(Kind::Etcd, arguments.setting()?, folder.path()).await?;
     let leader = group.leader(Duration::from_secs(10)).await?;
     let mut channels = Vec::new();
-    for _ in 0..arguments.connections() {
-        channels.push(channel::open(group.address(leader), None).await?);
+    for _ in 0..arguments.agents {
+        channels.push(channel::open(group.address(leader), None, group.tls()).await?);
     }
     let kept = Arc::new(Kept::default());
     let mut running = JoinSet::new();

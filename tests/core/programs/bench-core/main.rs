@@ -36,9 +36,6 @@ pub struct Arguments {
     /// Agents (and leases) that send heartbeats.
     #[arg(long, default_value_t = 10_000)]
     agents: usize,
-    /// Connections they share; 0: each has its own.
-    #[arg(long, default_value_t = 100)]
-    connections: usize,
     /// Slots that the agents' cluster has.
     #[arg(long, default_value_t = 600)]
     slots: u32,
@@ -93,10 +90,6 @@ impl Arguments {
         let register_server = self.program("register-server")?;
         ensure!(self.etcd.exists(), "{} is missing: make setup SETUP_FOR=bench-core", self.etcd.display());
         Ok(Setting { register_server, etcd: self.etcd.clone(), arguments: Vec::new(), network: (110, 10) })
-    }
-
-    fn connections(&self) -> usize {
-        if self.connections == 0 { self.agents } else { self.connections }
     }
 
     fn program(&self, name: &str) -> anyhow::Result<PathBuf> {

@@ -55,7 +55,7 @@ async fn once(group: &Group, clients: usize, length: Duration) -> anyhow::Result
     let leader = group.leader(Duration::from_secs(10)).await?;
     let warm_up = Duration::from_secs(1);
     let before = group.cpu();
-    let outcome = load::run(group.kind(), group.address(leader), Load { clients, value_bytes: VALUE_BYTES, warm_up, length }).await?;
+    let outcome = load::run(group.kind(), group.address(leader), group.tls(), Load { clients, value_bytes: VALUE_BYTES, warm_up, length }).await?;
     let cpu = (group.cpu() - before).as_secs_f64() * length.as_secs_f64() / (length + warm_up).as_secs_f64();
     let ms = |q| quantile(&outcome.latencies_us, q) / 1000.0;
     Ok([outcome.per_second, ms(0.5), ms(0.99), cpu * 1e6 / outcome.latencies_us.len() as f64])

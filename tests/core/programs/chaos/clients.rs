@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
-use vp_core_tests::channel;
+use vp_core_tests::channel::{self, Tls};
 use vp_core_tests::history::{History, Operation};
 use vp_core_tests::wire::registers::{ReadRequest, WriteRequest, registers_client::RegistersClient};
 
@@ -31,10 +31,17 @@ pub struct Shared {
 }
 
 /// Starts the clients; they end when `stop` is set.
-pub fn start(members: &[SocketAddr], shared: &Arc<Shared>, seed: u64) -> JoinSet<()> {
+pub fn start(members: &[SocketAddr], tls: &Tls, shared: &Arc<Shared>, seed: u64) -> JoinSet<()> {
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
-        let client = Client { number, sequence: 0, members: members.to_vec(), shared: shared.clone(), dice: Dice::new(seed ^ (number as u64 + 1) << 32) };
+        let client = Client {
+            number,
+            sequence: 0,
+            members: members.to_vec(),
+            tls: tls.clone(),
+            shared: shared.clone(),
+            dice: Dice::new(seed ^ (number as u64 + 1) << 32),
+        };
         clients.spawn(client.run());
     }
     clients
@@ -44,13 +51,14 @@ struct Client {
     number: usize,
     sequence: u64,
     members: Vec<SocketAddr>,
+    tls: Tls,
     shared: Arc<Shared>,
     dice: Dice,
 }
 
 impl Client {
     async fn run(mut self) {
-        let channels: Vec<_> = self.members.iter().filter_map(|member| channel::lazy(*member).ok()).map(RegistersClient::new).collect();
+        let channels: Vec<_> = self.members.iter().filter_map(|member| channel::lazy(*member, self.tls.clone()).ok()).map(RegistersClient::new).collect();
         let mut target = self.number % channels.len();
         while !self.shared.stop.load(Ordering::Relaxed) {
             let mut client = channels[target].clone();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
+use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
 use vp_core_tests::channel;
 use vp_core_tests::coordinators::{Coordinators, Wanted};
@@ -129,12 +130,13 @@ pub async fn run(plan: Plan, tally: Arc<Tally>) -> anyhow::Result<Seen> {
     let mut region = Region::start(plan.network).await?;
     let coordinators = Coordinators::start(&plan.coordinator, &mut region, wanted.clone(), &plan.folder).await?;
     let addresses = (0..MEMBERS).map(|member| coordinators.address(member)).collect();
-    let mut instances = Instances::new(plan.agent.clone(), plan.folder.clone(), wanted, addresses);
+    let mut instances = Instances::new(plan.agent.clone(), plan.folder.clone(), wanted, coordinators.root(), addresses);
+    let admin = coordinators.root().admin()?;
     for _ in 0..NODES {
         instances.boot(&mut region).await?;
     }
     let observers: Vec<Observer> = EXCLUSIVE.iter().map(|slot| Observer::watch(instances.disks(), slot)).collect();
-    let mut trial = Trial { region, coordinators, instances, dice: Dice::new(plan.seed), network: plan.network, gone: None };
+    let mut trial = Trial { region, coordinators, admin, instances, dice: Dice::new(plan.seed), network: plan.network, gone: None };
     trial.whole().await?;
     let all: Vec<Fault> = FAULTS.iter().flat_map(|(fault, weight)| std::iter::repeat_n(*fault, *weight)).collect();
     while Instant::now() < plan.until && tally.total() < plan.injections {
@@ -171,6 +173,7 @@ fn ordered(effects: &Path) -> anyhow::Result<usize> {
 struct Trial {
     region: Region,
     coordinators: Coordinators,
+    admin: Arc<ClientConfig>,
     instances: Instances,
     dice: Dice,
     network: u8,
@@ -305,7 +308,7 @@ impl Trial {
     async fn order_drain(&self, id: &str, undo: bool) -> anyhow::Result<bool> {
         let leader = self.coordinators.leader(Duration::from_secs(30)).await?;
         let asked = async {
-            let channel = channel::open(self.coordinators.address(leader), None).await.ok()?;
+            let channel = channel::open(self.coordinators.address(leader), None, Some(self.admin.clone())).await.ok()?;
             match OperatorsClient::new(channel).drain(DrainRequest { instance_id: id.to_owned(), undo, request_id: String::new() }).await {
                 Ok(_) => Some(true),
                 // Its leader word is in the metadata; without it the order itself was refused.
@@ -382,7 +385,7 @@ impl Trial {
 
     async fn status(&self) -> anyhow::Result<ClusterStatus> {
         let leader = self.coordinators.leader(Duration::from_millis(1500)).await?;
-        let channel = channel::open(self.coordinators.address(leader), None).await?;
+        let channel = channel::open(self.coordinators.address(leader), None, Some(self.admin.clone())).await?;
         Ok(OperatorsClient::new(channel).status(StatusRequest { stale: false }).await?.into_inner())
     }
 }

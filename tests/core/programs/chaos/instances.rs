@@ -10,14 +10,17 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
+use vp_agent::layout::Layout;
 use vp_core_tests::coordinators::{NODES_GROUP, Wanted, user_data, zone};
 use vp_core_tests::group::MEMBERS;
 use vp_core_tests::processes::{Process, all, variable};
 use vp_core_tests::program::Program;
 use vp_core_tests::proxy::{Flow, Proxy};
 use vp_core_tests::region::{Instance, Region};
+use vp_core_tests::root::Root;
 use vp_proto::COORDINATOR_PORT;
 
 /// First host number of instances in their zone's network.
@@ -38,14 +41,15 @@ pub struct Instances {
     program: PathBuf,
     folder: PathBuf,
     wanted: Wanted,
+    root: Arc<Root>,
     coordinators: Vec<SocketAddr>,
     booted: u64,
     pub nodes: BTreeMap<String, Node>,
 }
 
 impl Instances {
-    pub fn new(program: PathBuf, folder: PathBuf, wanted: Wanted, coordinators: Vec<SocketAddr>) -> Self {
-        Self { program, folder, wanted, coordinators, booted: 0, nodes: BTreeMap::new() }
+    pub fn new(program: PathBuf, folder: PathBuf, wanted: Wanted, root: Arc<Root>, coordinators: Vec<SocketAddr>) -> Self {
+        Self { program, folder, wanted, root, coordinators, booted: 0, nodes: BTreeMap::new() }
     }
 
     /// The folder of all instances' disks.
@@ -70,7 +74,7 @@ impl Instances {
         for (at, target) in via.iter().zip(&self.coordinators) {
             links.push(Proxy::start(*at, *target).await?);
         }
-        let mut told = user_data(region, &self.wanted, None);
+        let mut told = user_data(region, &self.wanted, &self.root, None);
         for (at, target) in via.iter().zip(&self.coordinators) {
             told = told.replace(&target.ip().to_string(), &at.ip().to_string());
         }
@@ -79,6 +83,9 @@ impl Instances {
         for folder in [root.clone(), root.with_file_name("volumes")] {
             fs::create_dir_all(folder)?;
         }
+        // As after an earlier enrolment: the call back that a new one takes cannot come from a proxy's address.
+        let agent = Layout::new(root.clone(), root.with_file_name("volumes")).agent();
+        self.root.node(&id, address.into())?.save(&agent.join("certificate"))?;
         self.nodes.insert(id.clone(), Node { root, address, agent: None, links });
         self.start_agent(&id, None)?;
         Ok(id)

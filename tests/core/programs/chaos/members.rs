@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
-use vp_core_tests::group::MEMBERS;
+use vp_core_tests::channel::Tls;
+use vp_core_tests::group::{MEMBERS, REGISTERS};
 use vp_core_tests::program::Program;
 use vp_core_tests::proxy::{Flow, Proxy};
+use vp_core_tests::root::Root;
 
 const PORT: u16 = 7400;
 /// How long a sync takes, µs: as a good disk's.
@@ -38,6 +40,7 @@ pub struct Members {
     programs: Programs,
     folder: PathBuf,
     network: u8,
+    root: Root,
     processes: Vec<Option<Program>>,
     /// By who calls and who is called.
     links: BTreeMap<(usize, usize), Proxy>,
@@ -49,12 +52,14 @@ impl Members {
     /// # Errors
     /// An address is taken or the program does not start.
     pub async fn start(programs: Programs, folder: &Path, network: u8) -> anyhow::Result<Self> {
-        let mut new = Self { programs, folder: folder.to_owned(), network, processes: (0..MEMBERS).map(|_| None).collect(), links: BTreeMap::new() };
+        let (processes, links) = ((0..MEMBERS).map(|_| None).collect(), BTreeMap::new());
+        let mut new = Self { programs, folder: folder.to_owned(), network, root: Root::create(REGISTERS)?, processes, links };
         for from in 0..MEMBERS {
             for to in (0..MEMBERS).filter(|to| *to != from) {
                 new.links.insert((from, to), Proxy::start(new.via(from, to), new.address(to)).await?);
             }
         }
+        new.root.save(&new.trust())?;
         for member in 0..MEMBERS {
             fs::create_dir_all(new.disk(member))?;
             fs::create_dir_all(new.undo(member))?;
@@ -91,6 +96,18 @@ impl Members {
         self.folder.join(format!("{}/clock", member + 1))
     }
 
+    fn trust(&self) -> PathBuf {
+        self.folder.join("trust")
+    }
+
+    /// How clients are secured: under a certificate that no jump of a member's clock makes worthless.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn tls(&self) -> anyhow::Result<Tls> {
+        Ok(Some(self.root.peer()?))
+    }
+
     /// What a member says.
     pub fn log(&self, member: usize) -> PathBuf {
         self.folder.join(format!("{}/log", member + 1))
@@ -102,7 +119,7 @@ impl Members {
     /// The program does not start.
     pub fn start_member(&mut self, member: usize, fail_points: Option<&str>) -> anyhow::Result<()> {
         let mut command = Command::new(&self.programs.register_server);
-        command.arg("--id").arg((member + 1).to_string()).arg("--disk").arg(self.disk(member));
+        command.arg("--id").arg((member + 1).to_string()).arg("--disk").arg(self.disk(member)).arg("--trust").arg(self.trust());
         for other in 0..MEMBERS {
             let address = if other == member { self.address(member) } else { self.via(member, other) };
             command.arg("--member").arg(format!("{}={address}", other + 1));

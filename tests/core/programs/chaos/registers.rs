@@ -106,7 +106,7 @@ pub async fn run(plan: Plan, tally: Arc<Tally>) -> anyhow::Result<PathBuf> {
     let members = Members::start(plan.programs.clone(), &plan.folder, plan.number).await?;
     let shared = Arc::new(Shared::default());
     let addresses: Vec<_> = (0..MEMBERS).map(|member| members.address(member)).collect();
-    let mut clients = clients::start(&addresses, &shared, plan.seed);
+    let mut clients = clients::start(&addresses, &members.tls()?, &shared, plan.seed);
     let mut trial = Trial { members, shared: shared.clone(), dice: Dice::new(plan.seed), disks, tally, number: plan.number };
     trial.recovers().await?;
     let mut outcome = Ok(());

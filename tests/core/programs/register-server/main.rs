@@ -11,16 +11,22 @@ use clap::{Parser, ValueEnum};
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
 use vp_coordinator::{
+    api::limits::MEMBERS,
     machine::ClusterMachine,
     peers, raft,
     storage::{Identity, StoreOptions},
+    trust::Trust,
 };
-use vp_core_tests::wire::registers::registers_server::RegistersServer;
+use vp_core_tests::{group::REGISTERS, root::Root, wire::registers::registers_server::RegistersServer};
+use vp_trust::Bounds;
 
 use crate::{
     machine::RegisterMachine,
     service::{Content, RegistersApi},
 };
+
+/// All clients of a test call from one address.
+const DOOR: Bounds = Bounds { handshakes_per_address: 256, connections_per_address: 1024, ..MEMBERS };
 
 /// One member.
 #[derive(Parser)]
@@ -34,6 +40,9 @@ struct Arguments {
     /// Its folder.
     #[arg(long)]
     disk: PathBuf,
+    /// Folder of the cluster's root, sealed, and the key to it.
+    #[arg(long)]
+    trust: PathBuf,
     /// What the log is for.
     #[arg(long, value_enum, default_value_t = Machine::Cluster)]
     machine: Machine,
@@ -103,22 +112,24 @@ async fn serve<M: raft::Machine>(arguments: Arguments, machine: M, content: Cont
         snapshot_every: arguments.snapshot_every.unwrap_or(defaults.snapshot_every),
         ..defaults
     };
-    let cluster = "registers".to_owned();
+    let cluster = REGISTERS.to_owned();
+    let trust = Arc::new(Trust::new(Root::open(REGISTERS, &arguments.trust)?, arguments.id, own.ip())?);
+    let door = trust.members(own.port(), DOOR).context("opening the port")?;
     let identity = Identity { cluster: cluster.clone(), member: arguments.id };
     let mut disk = StoreOptions::default();
     disk.segment_bytes = arguments.segment_bytes.unwrap_or(disk.segment_bytes);
     let node = raft::open(&arguments.disk, &identity, disk, config, machine).context("opening the log")?;
-    let network = peers::Network::new(cluster, arguments.id, own, members);
+    let network = peers::Network::new(cluster, arguments.id, own, trust, members);
     let (raft, ended) = raft::start(node, network.outgoing());
     let registers = RegistersServer::new(RegistersApi { raft: raft.clone(), content, stale_reads: arguments.stale_reads });
-    // As the coordinator serves.
+    // As the coordinator serves, but for more clients at once from one address, over fewer connections.
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(1)))
         .http2_keepalive_timeout(Some(Duration::from_secs(2)))
         .max_concurrent_streams(256)
         .add_service(registers)
         .add_service(network.service(raft, "", Arc::new(|| (0, 0))))
-        .serve(own);
+        .serve_with_incoming(door.incoming());
     tokio::select! {
         ended = server => ended.context("the gRPC server ended")?,
         ended = ended => ended.context("the log's task ended")?,

@@ -22,6 +22,7 @@ use vp_cluster::{
     version,
 };
 use vp_coordinator::{
+    certificates::Certificates,
     cloud_watch::{self, CloudWatch},
     control::{self, Control, Findings},
     leader::{CommandError, Leader},
@@ -105,8 +106,11 @@ fn settings(id: u64, lease_ms: u64) -> Settings {
     let list: Vec<String> = (1..=3).map(|id| format!("  - {{id: {id}, address: 10.0.{id}.10, zone: z{id}, group: c{id}}}")).collect();
     let text = format!(
         "cluster: sim\nrun: coordinator\ngroup: sim-nodes\ncoordinators:\n{}\ncoordinator: {id}\nlease_ms: {lease_ms}\naws: {{region: sim}}\n\
-         buckets: {{uploads: u, results: r, cluster: c}}\nidentity_public_key: none\nspec: {{roles: {{}}}}\n",
-        list.join("\n")
+         buckets: {{uploads: u, results: r, cluster: c}}\nidentity_public_key: none\n\
+         trust: {{root_sha256: {}, sealing_key: {}=}}\nspec: {{roles: {{}}}}\n",
+        list.join("\n"),
+        "0".repeat(64),
+        "A".repeat(43)
     );
     let user_data = settings::parse(&text).unwrap_or_else(|error| panic!("the simulator's own user data: {error}"));
     let me = user_data.coordinators[id as usize - 1].clone();
@@ -142,6 +146,7 @@ impl Process {
             settings: settings(coordinator.id, world.lease_ms),
             cluster_id: "sim#1".to_owned(),
             member: MemberId(coordinator.id),
+            certificates: Certificates::default(),
             raft: handle.clone(),
             state,
             registry: Registry::on(Box::new(move || clock.load(Ordering::Relaxed))),

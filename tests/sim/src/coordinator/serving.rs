@@ -112,13 +112,10 @@ impl World {
                     self.send_down(id, Down::NotLeader(hint));
                     return;
                 }
-                // Admission looks the instance up; only one that runs is let in.
-                let Some(instance) = instance else {
-                    self.send_down(id, Down::Refused);
-                    return;
-                };
+                // An instance that is not known is looked up; only one that runs is let in.
+                let instance = std::future::ready(instance.ok_or_else(|| tonic::Status::permission_denied("it does not run")));
                 let leader = process.leader.clone();
-                process.streams.insert(id, Served::Opening(Fiber::new(async move { welcome(&leader, &hello, &instance).await })));
+                process.streams.insert(id, Served::Opening(Fiber::new(async move { welcome(&leader, &hello, instance).await })));
             }
             Up::Message(message) => {
                 if let Some(Served::Open(open)) = process.streams.get_mut(&id) {

@@ -1,0 +1,152 @@
+//! Every bound on what comes in, in one place, each with where its number comes from. tonic's own defaults bound next to nothing.
+//!
+//! | what | where it is enforced |
+//! |---|---|
+//! | connections, handshakes, time to the first request | `vp_trust::listener` |
+//! | streams, resets, headers, keep-alive | HTTP/2, by [`bounded`] |
+//! | message sizes | each service, by these constants |
+//! | heartbeats a second, slots, lengths of texts | `agents` |
+
+use std::time::Duration;
+
+use tonic::transport::Server;
+use vp_trust::Bounds;
+
+/// Port 7400. An honest handshake takes some 3 ms here and 100 ms on a starved machine; half an election later nobody waits for it any more.
+/// 12,288 connections: 10,000 agents (target A2), coordinators and people; each takes some 20 kB, the whole of them a quarter of a gigabyte (target D2).
+/// 64 from one address: an agent has one, but people and tests share the address that they come from. 512 handshakes at some 3 ms each are a second's work.
+pub const MEMBERS: Bounds = Bounds {
+    handshake: Duration::from_secs(2),
+    first_request: Duration::from_secs(5),
+    life: None,
+    handshakes: 512,
+    handshakes_per_address: 16,
+    connections: 12_288,
+    connections_per_address: 64,
+};
+
+/// Port 7401. One call is all there is to do: 5 s for EC2 and the call back, and some to get there. 4 from one address: it has one instance.
+/// 1,000 instances that boot at once (target A7) come again after a refusal; 256 at a time is what EC2 and the call backs take anyway.
+pub const ENROLMENT: Bounds = Bounds {
+    handshake: Duration::from_secs(2),
+    first_request: Duration::from_secs(10),
+    life: Some(Duration::from_secs(10)),
+    handshakes: 128,
+    handshakes_per_address: 4,
+    connections: 256,
+    connections_per_address: 4,
+};
+
+/// Enrolments that are being judged: each costs a call to EC2 and a call back.
+pub const ENROLMENTS_AT_ONCE: usize = 32;
+/// Time for the call back: an agent that lives answers in milliseconds.
+pub const CALL_BACK: Duration = Duration::from_secs(3);
+
+/// An agent's message, bytes: 256 slots with all their texts at their longest are some 250 kB.
+pub const AGENT_MESSAGE_BYTES: usize = 512 * 1024;
+/// An enrolment, bytes: document and signature have some 2 kB together, the request at most 4.
+pub const ENROLL_MESSAGE_BYTES: usize = 16 * 1024;
+/// What an operator asks, bytes: names and numbers.
+pub const OPERATOR_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// A stream that has not said hello by then is closed.
+pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// Slots one heartbeat may report: far above what a node can hold.
+pub const SLOTS: usize = 256;
+/// Characters of what a slot waits for or failed with.
+pub const TEXT_CHARACTERS: usize = 512;
+/// Facts of one slot: a probe has a handful of named groups.
+pub const FACTS: usize = 16;
+/// Characters of a fact's name or value.
+pub const FACT_CHARACTERS: usize = 128;
+
+/// Messages a second from one agent, on average: a heartbeat at each quarter of the shortest lease, four more when there is news, each with a word for every
+/// slot given back and not yet taken, of which a node that is drained has a dozen. 256 cost a hundredth of a core.
+pub const MESSAGES_PER_SECOND: u32 = 256;
+/// Messages at once, after silence.
+pub const MESSAGES_BURST: u32 = 512;
+
+/// Streams of one connection: an agent has one, a coordinator three, a person's program a few.
+const STREAMS: u32 = 32;
+/// Streams that were reset and are not yet forgotten, of one connection (CVE-2023-44487, rapid reset); more end it.
+const RESET_STREAMS: usize = 20;
+/// Headers of one request, bytes: ours have some 300.
+const HEADERS_BYTES: u32 = 16 * 1024;
+/// What one connection may have in flight towards us before it is read, bytes: one largest message.
+const WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// A server with HTTP/2 bounded. A caller that does not answer a ping within 2 s is gone: that also ends one that stops in the middle of a frame.
+pub fn bounded() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(1)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+        .max_concurrent_streams(STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS))
+        .http2_max_local_error_reset_streams(Some(RESET_STREAMS))
+        .http2_max_header_list_size(HEADERS_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+}
+
+/// Lets this process have as many descriptors as its supervisor allows at most: by default a process begins with 1,024, which half-open connections would
+/// use up before any bound here is reached.
+pub fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the number of descriptors stays as it is");
+    }
+}
+
+/// A token bucket over a clock that the caller reads.
+pub struct Allowance {
+    tokens: f64,
+    last: Duration,
+}
+
+impl Allowance {
+    /// Full, at `now`.
+    pub fn new(now: Duration) -> Self {
+        Self { tokens: f64::from(MESSAGES_BURST), last: now }
+    }
+
+    /// Takes one; false when there is none.
+    pub fn take(&mut self, now: Duration) -> bool {
+        let grown = now.saturating_sub(self.last).as_secs_f64() * f64::from(MESSAGES_PER_SECOND);
+        self.last = self.last.max(now);
+        self.tokens = (self.tokens + grown).min(f64::from(MESSAGES_BURST));
+        if self.tokens < 1.0 {
+            return false;
+        }
+        self.tokens -= 1.0;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allowance_is_used_up_by_a_burst_and_grows_back_with_time_only() {
+        let mut allowance = Allowance::new(Duration::ZERO);
+        let taken = (0..1000).filter(|_| allowance.take(Duration::ZERO)).count();
+        assert_eq!(taken, MESSAGES_BURST as usize);
+        assert!(!allowance.take(Duration::from_millis(2)));
+        assert!(allowance.take(Duration::from_millis(100)));
+        // A clock that seems to go back grants nothing.
+        let mut allowance = Allowance::new(Duration::from_secs(10));
+        let taken = (0..1000).filter(|_| allowance.take(Duration::from_secs(5))).count();
+        assert_eq!(taken, MESSAGES_BURST as usize);
+    }
+
+    #[test]
+    fn an_honest_agent_at_the_shortest_lease_never_runs_out() {
+        let mut allowance = Allowance::new(Duration::ZERO);
+        // A heartbeat every 125 ms with a dozen slots given back, for a minute.
+        for beat in 0..480_u64 {
+            let now = Duration::from_millis(beat * 125);
+            assert!((0..13).all(|_| allowance.take(now)));
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Attacks on enrolment: claims that are not true, requests that wish for more, and what they may not cost.
+
+use std::net::IpAddr;
+
+use rcgen::{CertificateParams, KeyPair, SanType};
+use tonic::Code;
+use vp_proto::v1::{EnrollRequest, EnrollResponse, EventsRequest, operators_client::OperatorsClient};
+use vp_tests::cell::aws::Instance;
+use vp_tests::cell::machine::{Machine, answered, submit};
+use vp_tests::cell::{self, GROUP};
+use vp_trust::request::Fresh;
+use vp_trust::{Certificate, Name, Rank};
+
+use super::{attack, cell, honest, refused};
+
+/// Submits a claim of `machine`, changed, while the call back is answered truly.
+async fn claim(machine: &Machine, change: impl FnOnce(&mut EnrollRequest)) -> Result<EnrollResponse, tonic::Status> {
+    let fresh = Fresh::new(&cell().name(&machine.id)).unwrap();
+    let mut claim = machine.claim(fresh.der());
+    change(&mut claim);
+    answered(machine.address, &fresh, cell(), submit(cell(), machine.address, claim)).await.unwrap()
+}
+
+fn request(name: &Name, key: &KeyPair) -> Vec<u8> {
+    let mut parameters = CertificateParams::default();
+    parameters.subject_alt_names = vec![SanType::URI(name.to_string().try_into().unwrap())];
+    parameters.serialize_request(key).unwrap().der().to_vec()
+}
+
+#[test]
+fn an_honest_claim_is_granted() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-honest").unwrap();
+        let granted = claim(&machine, |_| {}).await.unwrap();
+        let read = Certificate::read(&granted.certificates[0]).unwrap();
+        assert_eq!((read.name, read.address), (cell().name("i-honest"), Some(machine.address)));
+    });
+}
+
+#[test]
+fn a_document_signed_by_another_regions_key_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-forged").unwrap();
+        let forged = cell().document(&machine.id, machine.address, "us-east-1", true).unwrap();
+        refused(claim(&machine, |claim| (claim.identity_document, claim.identity_signature) = forged).await, Code::PermissionDenied, "signature");
+    });
+}
+
+#[test]
+fn a_document_changed_after_it_was_signed_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-changed").unwrap();
+        refused(claim(&machine, |claim| claim.identity_document.push(' ')).await, Code::PermissionDenied, "signature");
+    });
+}
+
+#[test]
+fn a_document_without_a_signature_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-unsigned").unwrap();
+        for signature in ["", "AAAA", "%%%", "\0"] {
+            refused(claim(&machine, |claim| claim.identity_signature = signature.to_owned()).await, Code::PermissionDenied, "signature");
+        }
+    });
+}
+
+#[test]
+fn a_true_document_of_another_region_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-far").unwrap();
+        let far = cell().document(&machine.id, machine.address, "eu-west-1", false).unwrap();
+        refused(claim(&machine, |claim| (claim.identity_document, claim.identity_signature) = far).await, Code::PermissionDenied, "eu-west-1");
+    });
+}
+
+#[test]
+fn a_true_document_of_another_instance_is_refused() {
+    attack(async {
+        let (machine, other) = (Machine::launch(cell(), "i-foreign").unwrap(), Machine::launch(cell(), "i-foreign2").unwrap());
+        refused(claim(&machine, |claim| (claim.identity_document, claim.identity_signature) = other.identity).await, Code::PermissionDenied, "i-foreign2");
+    });
+}
+
+#[test]
+fn a_replayed_document_is_refused_when_nobody_answers_at_the_instances_address() {
+    attack(async {
+        let victim = Machine::launch(cell(), "i-replayed").unwrap();
+        let fresh = Fresh::new(&cell().name(&victim.id)).unwrap();
+        let thief = cell().elsewhere(10);
+        // The thief answers, but where it is.
+        let answer = answered(thief, &fresh, cell(), submit(cell(), thief, victim.claim(fresh.der()))).await.unwrap();
+        refused(answer, Code::PermissionDenied, "nobody answers");
+    });
+}
+
+#[test]
+fn a_replayed_document_is_refused_when_the_true_agent_answers() {
+    attack(async {
+        let victim = Machine::launch(cell(), "i-replayed2").unwrap();
+        let (true_one, thiefs) = (Fresh::new(&cell().name(&victim.id)).unwrap(), Fresh::new(&cell().name(&victim.id)).unwrap());
+        let answer = answered(victim.address, &true_one, cell(), submit(cell(), cell().elsewhere(11), victim.claim(thiefs.der()))).await.unwrap();
+        refused(answer, Code::PermissionDenied, "does not hold the request's key");
+    });
+}
+
+#[test]
+fn a_captured_request_gives_a_certificate_to_its_maker_alone() {
+    attack(async {
+        let victim = Machine::launch(cell(), "i-captured").unwrap();
+        let fresh = Fresh::new(&cell().name(&victim.id)).unwrap();
+        // All that went over the wire, sent again from elsewhere while the victim answers: what comes back fits the victim's key.
+        let answer = answered(victim.address, &fresh, cell(), submit(cell(), cell().elsewhere(12), victim.claim(fresh.der()))).await.unwrap().unwrap();
+        let chain = answer.certificates.into_iter().map(Into::into).collect();
+        let thief = vp_trust::Credentials::new(chain, KeyPair::generate().unwrap().serialized_der());
+        assert!(vp_trust::tls::client(cell().authority.hash(), Some(&thief)).is_err(), "without its key it is worth nothing");
+    });
+}
+
+#[test]
+fn a_document_of_a_terminated_instance_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-dead").unwrap();
+        for state in ["terminated", "shutting-down", "stopped", "stopping"] {
+            cell().aws.launch(&machine.id, Instance { address: machine.address, state, group: GROUP.to_owned() });
+            refused(claim(&machine, |_| {}).await, Code::PermissionDenied, "not running");
+        }
+    });
+}
+
+#[test]
+fn an_instance_that_ec2_does_not_know_is_refused() {
+    attack(async {
+        let known = Machine::launch(cell(), "i-known").unwrap();
+        let identity = cell().document("i-unknown", known.address, "us-east-1", false).unwrap();
+        let machine = Machine { id: "i-unknown".to_owned(), identity, ..known };
+        refused(claim(&machine, |_| {}).await, Code::PermissionDenied, "knows no instance");
+    });
+}
+
+#[test]
+fn an_instance_of_another_group_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-others").unwrap();
+        cell().aws.launch(&machine.id, Instance { address: machine.address, state: "running", group: "somebody-elses".to_owned() });
+        refused(claim(&machine, |_| {}).await, Code::PermissionDenied, "somebody-elses");
+    });
+}
+
+#[test]
+fn a_claim_to_be_called_back_elsewhere_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-elsewhere").unwrap();
+        let elsewhere: IpAddr = cell().elsewhere(13);
+        refused(claim(&machine, |claim| claim.address = elsewhere.to_string()).await, Code::PermissionDenied, "address");
+        // Nor when the document says so too, and EC2 does not.
+        let moved = cell().document(&machine.id, elsewhere, "us-east-1", false).unwrap();
+        let change = |claim: &mut EnrollRequest| {
+            claim.address = elsewhere.to_string();
+            (claim.identity_document, claim.identity_signature) = moved;
+        };
+        refused(claim(&machine, change).await, Code::PermissionDenied, "EC2 says the address");
+    });
+}
+
+#[test]
+fn a_claim_for_another_cluster_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-cluster").unwrap();
+        refused(claim(&machine, |claim| claim.cluster = "prod".to_owned()).await, Code::PermissionDenied, "prod");
+    });
+}
+
+#[test]
+fn a_request_for_another_instances_certificate_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-wish").unwrap();
+        let wish = Fresh::new(&cell().name("i-victim")).unwrap();
+        refused(claim(&machine, |claim| claim.certificate_request = wish.der().to_vec()).await, Code::PermissionDenied, "i-victim");
+    });
+}
+
+#[test]
+fn a_request_for_a_coordinators_or_an_operators_certificate_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-upstart").unwrap();
+        for name in [Name::coordinator(cell::CLUSTER, 1), Name::operator(cell::CLUSTER, Rank::Admin, "i-upstart"), Name::node("prod", "i-upstart")] {
+            let wish = Fresh::new(&name).unwrap();
+            refused(claim(&machine, |claim| claim.certificate_request = wish.der().to_vec()).await, Code::PermissionDenied, "request is for");
+        }
+    });
+}
+
+#[test]
+fn a_request_that_its_own_key_has_not_signed_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-unowned").unwrap();
+        let spoil = |claim: &mut EnrollRequest| {
+            let last = claim.certificate_request.len() - 1;
+            claim.certificate_request[last] ^= 1;
+        };
+        refused(claim(&machine, spoil).await, Code::PermissionDenied, "request");
+    });
+}
+
+#[test]
+fn a_request_with_another_kind_of_key_is_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-key").unwrap();
+        for algorithm in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P384_SHA384] {
+            let wish = request(&cell().name("i-key"), &KeyPair::generate_for(algorithm).unwrap());
+            refused(claim(&machine, |claim| claim.certificate_request = wish).await, Code::PermissionDenied, "P-256");
+        }
+    });
+}
+
+#[test]
+fn garbage_for_a_request_and_one_that_is_too_long_are_refused() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-garbage").unwrap();
+        for wish in [vec![], vec![0xFF; 300], vec![0x30; 5000], vec![0x30, 0x84, 0xFF, 0xFF, 0xFF, 0xFF]] {
+            refused(claim(&machine, |claim| claim.certificate_request = wish).await, Code::PermissionDenied, "request");
+        }
+        let answer = claim(&machine, |claim| claim.identity_document = "x".repeat(1 << 20)).await;
+        refused(answer, Code::OutOfRange, "");
+    });
+}
+
+#[test]
+fn wishes_beside_the_name_are_not_granted() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-wishes").unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = CertificateParams::default();
+        parameters.subject_alt_names = vec![SanType::URI(cell().name("i-wishes").to_string().try_into().unwrap())];
+        parameters.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        parameters.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let wish = parameters.serialize_request(&key).unwrap().der().to_vec();
+        // Nobody answers for that key here: the refusal is the proof's, after the request was read.
+        refused(claim(&machine, |claim| claim.certificate_request = wish).await, Code::PermissionDenied, "does not hold");
+    });
+}
+
+#[test]
+fn strangers_cost_neither_a_call_to_ec2_nor_a_line_in_the_log() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-noise").unwrap();
+        for number in 0..30 {
+            let answer = claim(&machine, |claim| {
+                claim.instance_id = format!("i-noise{number}");
+                claim.certificate_request = Fresh::new(&cell().name(&format!("i-noise{number}"))).unwrap().der().to_vec();
+            });
+            assert!(answer.await.is_err());
+        }
+        let admin = cell().operator(Rank::Admin).unwrap();
+        let leader = cell().leader_now().await.unwrap();
+        let channel = cell::dial(&cell().way(leader, cell().elsewhere(14), Some(&admin)).unwrap()).await.unwrap();
+        let mut events = OperatorsClient::new(channel).events(EventsRequest { after_revision: 0, follow: false }).await.unwrap().into_inner();
+        while let Some(event) = events.message().await.unwrap() {
+            assert!(!event.subject.starts_with("i-noise"), "{event:?}");
+        }
+    });
+}
+
+#[test]
+fn one_instance_cannot_have_two_enrolments_judged_at_once() {
+    attack(async {
+        let machine = Machine::launch(cell(), "i-twice").unwrap();
+        let fresh = Fresh::new(&cell().name("i-twice")).unwrap();
+        // Nobody answers the call back at all, but the port is taken: each judgement takes its full time.
+        let _silent = tokio::net::TcpListener::bind((machine.address, vp_trust::proof::PORT)).await.unwrap();
+        let ask = || submit(cell(), machine.address, machine.claim(fresh.der()));
+        let (first, second) = tokio::join!(ask(), ask());
+        let codes = [first.unwrap_err().code(), second.unwrap_err().code()];
+        assert!(codes.contains(&Code::Unavailable) && codes.contains(&Code::PermissionDenied), "{codes:?}");
+        let _ = honest("i-after").await;
+    });
+}

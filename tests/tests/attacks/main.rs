@@ -1,0 +1,61 @@
+//! Attacks by name on three real coordinators: on joining, on certificates, on calls, between peers, and by the mass. Each is refused, and whoever is
+//! honest does not notice. Left out: what a coordinator's own key allows (it opens the root's, see `vp_trust::authority`).
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
+
+mod calls;
+mod certificates;
+mod coordinators;
+mod joining;
+mod load;
+mod peers;
+mod wire;
+
+use std::fmt::Debug;
+use std::sync::{OnceLock, RwLock};
+
+use tonic::{Code, Status};
+use vp_tests::cell::Cell;
+use vp_tests::cell::machine::Machine;
+use vp_trust::Credentials;
+
+/// One cell for the whole program.
+static CELL: OnceLock<Cell> = OnceLock::new();
+
+/// Attacks by the mass run alone; the others side by side.
+static QUIET: RwLock<()> = RwLock::new(());
+
+/// Coordinators die with this process; their folder is taken along.
+extern "C" fn leave() {
+    if let Some(cell) = CELL.get() {
+        cell.leave();
+    }
+}
+
+fn cell() -> &'static Cell {
+    CELL.get_or_init(|| {
+        // SAFETY: the function takes nothing and returns nothing.
+        unsafe { nix::libc::atexit(leave) };
+        Cell::up().unwrap_or_else(|error| panic!("{error:?}"))
+    })
+}
+
+/// Runs one attack beside others.
+fn attack(attack: impl Future<Output = ()>) {
+    let _side_by_side = QUIET.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    cell().block_on(attack);
+    assert!(cell().all_live(), "{}", cell().last_words());
+}
+
+/// An honest instance, enrolled.
+async fn honest(id: &str) -> (Machine, Credentials) {
+    let machine = Machine::launch(cell(), id).unwrap();
+    let own = machine.enrol(cell()).await.unwrap_or_else(|error| panic!("{error:?}\n{}", cell().last_words()));
+    (machine, own)
+}
+
+/// The answer was a refusal of that kind, for that reason.
+fn refused<T: Debug>(answer: Result<T, Status>, code: Code, reason: &str) {
+    let status = answer.unwrap_err();
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(reason), "{status:?}");
+}

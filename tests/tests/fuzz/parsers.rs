@@ -1,0 +1,193 @@
+//! Every parser of something from outside, as a function from bytes to "accepted".
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use prost::Message as _;
+use vp_agent::imds::Metadata;
+use vp_agent::settings::{Places, Settings};
+use vp_coordinator::storage::frame::{self, Found};
+use vp_proto::v1;
+use vp_trust::{Authority, Certificate, Name, Request, SealingKey};
+
+/// Name (also of its corpus) and parser.
+pub const PARSERS: &[(&str, fn(&[u8]) -> bool)] = &[
+    ("peer-envelope", peer_envelope),
+    ("agent-message", agent_message),
+    ("coordinator-message", coordinator_message),
+    ("enroll-request", enroll_request),
+    ("join-request", join_request),
+    ("cluster-record", cluster_record),
+    ("coordinator-claim", coordinator_claim),
+    ("operator-request", operator_request),
+    ("log-frame", log_frame),
+    ("log-entry", log_entry),
+    ("coordinator-user-data", coordinator_user_data),
+    ("agent-user-data", agent_user_data),
+    ("identity-document", identity_document),
+    ("certificate", certificate),
+    ("certificate-request", certificate_request),
+    ("certificate-name", certificate_name),
+    ("sealed-root", sealed_root),
+    ("zookeeper-config", zookeeper_config),
+    ("role", role),
+    ("guard-datagram", guard_datagram),
+    ("s3-event", s3_event),
+    ("recipe", recipe),
+];
+
+fn text(bytes: &[u8], parse: impl FnOnce(&str) -> bool) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(parse)
+}
+
+/// The envelope, and the log's message in it.
+fn peer_envelope(bytes: &[u8]) -> bool {
+    let Ok(envelope) = v1::Envelope::decode(bytes) else { return false };
+    vp_coordinator::peers::decode(&envelope.message).is_some_and(|message| {
+        let _ = message.get_msg_type();
+        for entry in &message.entries {
+            let _ = entry.get_entry_type();
+        }
+        true
+    })
+}
+
+fn agent_message(bytes: &[u8]) -> bool {
+    let Ok(message) = v1::AgentMessage::decode(bytes) else { return false };
+    if let Some(v1::agent_message::Body::Heartbeat(heartbeat)) = message.body {
+        for report in heartbeat.slots {
+            let _ = report.slot.as_ref().map(|slot| slot.to_string().parse::<vp_cluster::SlotId>());
+            let _ = report.phase();
+        }
+    }
+    true
+}
+
+fn coordinator_message(bytes: &[u8]) -> bool {
+    let Ok(message) = v1::CoordinatorMessage::decode(bytes) else { return false };
+    if let Some(v1::coordinator_message::Body::Desired(desired)) = message.body {
+        let _ = vp_agent::translate::wanted(&desired, [].iter());
+    }
+    true
+}
+
+fn enroll_request(bytes: &[u8]) -> bool {
+    v1::EnrollRequest::decode(bytes).is_ok_and(|asked| {
+        let _ = Request::read(&asked.certificate_request);
+        true
+    })
+}
+
+fn join_request(bytes: &[u8]) -> bool {
+    v1::JoinRequest::decode(bytes).is_ok_and(|asked| {
+        let _ = vp_coordinator::identity::Document::read(&asked.identity_document);
+        true
+    })
+}
+
+fn cluster_record(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<vp_coordinator::claims::Record>(bytes).is_ok()
+}
+
+fn coordinator_claim(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<vp_coordinator::claims::Claim>(bytes).is_ok()
+}
+
+fn operator_request(bytes: &[u8]) -> bool {
+    let drain = v1::DrainRequest::decode(bytes).is_ok();
+    let explain = v1::ExplainRequest::decode(bytes).is_ok();
+    let events = v1::EventsRequest::decode(bytes).is_ok();
+    let others = v1::WantCoordinatorsRequest::decode(bytes).is_ok() || v1::ApplyRequest::decode(bytes).is_ok() || v1::MoveRequest::decode(bytes).is_ok();
+    drain || explain || events || others
+}
+
+/// A whole segment, as at a start: frame after frame, and each one's records.
+fn log_frame(bytes: &[u8]) -> bool {
+    let (mut at, mut sequence) = (0, 1);
+    loop {
+        match frame::read(bytes, at, sequence) {
+            Found::Frame { sequence: found, payload, next } => {
+                if frame::records(payload).is_err() {
+                    return false;
+                }
+                (at, sequence) = (next, found.wrapping_add(1));
+            }
+            Found::End => return at > 0,
+            Found::Torn | Found::Damaged(_) => return false,
+        }
+    }
+}
+
+fn log_entry(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<vp_coordinator::machine::Entry>(bytes).is_ok()
+}
+
+fn coordinator_user_data(bytes: &[u8]) -> bool {
+    text(bytes, |text| vp_coordinator::settings::parse(text).is_ok())
+}
+
+fn agent_user_data(bytes: &[u8]) -> bool {
+    text(bytes, |text| {
+        let places =
+            Places { root: "/r".into(), volumes: "/v".into(), image: "/i".into(), components: "/c".into(), imds_endpoint: "http://127.35.1.20:1338".into() };
+        let metadata = Metadata {
+            instance_id: "i-1".into(),
+            address: IpAddr::from([127, 35, 1, 20]),
+            zone: "us-east-1a".into(),
+            instance_type: "t3.small".into(),
+            user_data: text.into(),
+            identity_document: "{}".into(),
+            identity_signature: "c2ln".into(),
+        };
+        Settings::new(places, metadata).is_ok()
+    })
+}
+
+fn identity_document(bytes: &[u8]) -> bool {
+    text(bytes, |text| vp_coordinator::identity::Document::read(text).is_ok())
+}
+
+fn certificate(bytes: &[u8]) -> bool {
+    Certificate::read(bytes).is_ok()
+}
+
+fn certificate_request(bytes: &[u8]) -> bool {
+    Request::read(bytes).is_ok()
+}
+
+fn certificate_name(bytes: &[u8]) -> bool {
+    text(bytes, |text| text.parse::<Name>().is_ok_and(|name| name.to_string() == text))
+}
+
+fn sealed_root(bytes: &[u8]) -> bool {
+    static KEY: LazyLock<SealingKey> = LazyLock::new(|| SealingKey::from_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap());
+    Authority::open("dev", bytes, &KEY, None).is_ok()
+}
+
+fn zookeeper_config(bytes: &[u8]) -> bool {
+    text(bytes, |text| vp_coordinator::zookeeper::parse_config(text).is_some())
+}
+
+fn role(bytes: &[u8]) -> bool {
+    text(bytes, |text| vp_agent::catalogue::parse(text, Path::new("/nonexistent")).is_ok())
+}
+
+fn guard_datagram(bytes: &[u8]) -> bool {
+    vp_agent::guard::renewal(bytes).is_some()
+}
+
+/// As the webhook gets it: JSON, the event in it, its key; and back to what a function gets.
+fn s3_event(bytes: &[u8]) -> bool {
+    let Ok(body) = serde_json::from_slice(bytes) else { return false };
+    let Ok(created) = vp_localcloud::lambda::event::Created::from_webhook(&body, 1_700_000_000_000) else { return false };
+    for one in &created {
+        let _ = vp_jobs::event::decode_key(&one.key);
+        let _ = one.payload("us-east-1", "ingest");
+    }
+    !created.is_empty()
+}
+
+fn recipe(bytes: &[u8]) -> bool {
+    text(bytes, |text| vp_jobs::recipe::Recipe::parse("default", "default.yaml", text).is_ok())
+}
