@@ -46,8 +46,11 @@ fn coordinators(change: CoordinatorChange) -> Vec<u8> {
     encoded(Command::Coordinators(change))
 }
 
+/// A member, and the state that it has reached.
+type Running = (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>);
+
 /// Opens a member; founders begin with the state of `founders` of them, others with nothing.
-fn open(root: &Path, id: u64, founders: u32, few: Config) -> (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>) {
+fn open(root: &Path, id: u64, founders: u32, few: Config) -> Running {
     let first = if id <= u64::from(founders) { coordinators::founded(slots(founders), NEWEST) } else { ClusterState::default() };
     let voters = if id <= u64::from(founders) { (1..=u64::from(founders)).collect() } else { Vec::new() };
     let (machine, state, _) = ClusterMachine::founded(first);
@@ -80,7 +83,7 @@ impl Outbox for Wire {
 /// A group of nodes on a network in memory.
 struct Cluster {
     dir: TempDir,
-    nodes: BTreeMap<u64, (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>)>,
+    nodes: BTreeMap<u64, Running>,
     wire: Wire,
     founders: u32,
     /// The leader dies after so many more messages.
