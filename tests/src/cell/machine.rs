@@ -77,7 +77,8 @@ impl Machine {
     /// Not granted.
     pub async fn enrol(&self, cell: &Cell) -> anyhow::Result<Credentials> {
         let fresh = Fresh::new(&cell.name(&self.id))?;
-        let granted = answered(self.address, &fresh, cell, submit(cell, self.address, self.claim(fresh.der()))).await??;
+        let asked = submit(cell, self.address, self.claim(fresh.der()));
+        let granted = answered(self.address, &fresh, cell, asked).await??;
         Ok(fresh.granted(granted.certificates.into_iter().map(Into::into).collect()))
     }
 
@@ -112,7 +113,7 @@ pub async fn submit(cell: &Cell, from: IpAddr, claim: EnrollRequest) -> Result<E
     let leader = cell.leader_now().await.map_err(|error| unavailable(&error))?;
     let way = cell.enrolment_way(leader, from).map_err(|error| unavailable(&error))?;
     let channel = dial(&way).await.map_err(|error| unavailable(&error))?;
-    let asked = tokio::time::timeout(Duration::from_secs(15), EnrolmentClient::new(channel).enroll(claim)).await;
+    let asked = tokio::time::timeout(Duration::from_secs(15), Box::pin(EnrolmentClient::new(channel).enroll(claim))).await;
     asked.map_err(|_| Status::deadline_exceeded("no answer"))?.map(tonic::Response::into_inner)
 }
 

@@ -248,7 +248,7 @@ impl Cell {
         if let Some((leader, _)) = remembered {
             return Ok(leader);
         }
-        let found = self.find_leader().await?;
+        let found = Box::pin(self.find_leader()).await?;
         *self.known_leader.lock().unwrap_or_else(PoisonError::into_inner) = Some((found, Instant::now()));
         Ok(found)
     }
@@ -298,7 +298,7 @@ impl Cell {
 /// # Errors
 /// See `vp_trust::DialError`.
 pub async fn dial(way: &Way) -> Result<Channel, vp_trust::DialError> {
-    vp_trust::dial(Endpoint::from_static("http://coordinator"), way).await
+    Box::pin(vp_trust::dial(Endpoint::from_static("http://coordinator"), way)).await
 }
 
 pub fn now_s() -> u64 {

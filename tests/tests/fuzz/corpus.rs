@@ -127,9 +127,7 @@ fn log() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     first.record(Kind::Identity, &[&1_u64.to_le_bytes()[..], &1_u64.to_le_bytes(), b"dev"].concat()).pair(Kind::Base, 0, 0);
     let mut second = FrameBuilder::default();
     let entry = Entry { index: 1, term: 1, data: b"{}".to_vec(), ..Default::default() };
-    second
-        .record(Kind::HardState, &HardState { term: 1, vote: 1, commit: 1, ..Default::default() }.encode_to_vec())
-        .record(Kind::Entry, &entry.encode_to_vec());
+    second.record(Kind::HardState, &HardState { term: 1, vote: 1, commit: 1 }.encode_to_vec()).record(Kind::Entry, &entry.encode_to_vec());
     let segment = [first.finish(1), second.finish(2), vec![0; 700]].concat();
     vec![("log-frame", "segment", segment)]
 }

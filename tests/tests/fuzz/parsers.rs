@@ -11,8 +11,11 @@ use vp_coordinator::storage::frame::{self, Found};
 use vp_proto::v1;
 use vp_trust::{Authority, Certificate, Name, Request, SealingKey};
 
+/// From bytes to "accepted".
+type Parser = fn(&[u8]) -> bool;
+
 /// Name (also of its corpus) and parser.
-pub const PARSERS: &[(&str, fn(&[u8]) -> bool)] = &[
+pub const PARSERS: &[(&str, Parser)] = &[
     ("peer-envelope", peer_envelope),
     ("agent-message", agent_message),
     ("coordinator-message", coordinator_message),
