@@ -46,23 +46,11 @@ fn coordinators(change: CoordinatorChange) -> Vec<u8> {
     encoded(Command::Coordinators(change))
 }
 
-<<<<<<< HEAD
-type Open = (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>);
-
-||||||| 8782dd4
-=======
 /// A member, and the state that it has reached.
 type Running = (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>);
 
->>>>>>> trust-land
 /// Opens a member; founders begin with the state of `founders` of them, others with nothing.
-<<<<<<< HEAD
-fn open(root: &Path, id: u64, founders: u32, few: Config) -> Open {
-||||||| 8782dd4
-fn open(root: &Path, id: u64, founders: u32, few: Config) -> (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>) {
-=======
 fn open(root: &Path, id: u64, founders: u32, few: Config) -> Running {
->>>>>>> trust-land
     let first = if id <= u64::from(founders) { coordinators::founded(slots(founders), NEWEST) } else { ClusterState::default() };
     let voters = if id <= u64::from(founders) { (1..=u64::from(founders)).collect() } else { Vec::new() };
     let (machine, state, _) = ClusterMachine::founded(first);
@@ -95,13 +83,7 @@ impl Outbox for Wire {
 /// A group of nodes on a network in memory.
 struct Cluster {
     dir: TempDir,
-<<<<<<< HEAD
-    nodes: BTreeMap<u64, Open>,
-||||||| 8782dd4
-    nodes: BTreeMap<u64, (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>)>,
-=======
     nodes: BTreeMap<u64, Running>,
->>>>>>> trust-land
     wire: Wire,
     founders: u32,
     /// The leader dies after so many more messages.
