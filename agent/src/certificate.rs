@@ -138,7 +138,7 @@ impl Certificates {
             let mut last = EnrolError::Answer("there is no coordinator".to_owned());
             for address in &self.settings.coordinators {
                 match self.ask(address.ip(), &fresh).await {
-                    Err(EnrolError::Redirect(Some(leader))) if self.settings.coordinators.contains(&leader) => return self.ask(leader.ip(), &fresh).await,
+                    Err(EnrolError::Redirect(Some(leader))) => return self.ask(leader.ip(), &fresh).await,
                     Err(error @ EnrolError::Refused(_)) => return Err(error),
                     Err(error) => last = error,
                     granted => return granted,

@@ -118,7 +118,8 @@ impl Session {
             failures += 1;
             let mut wait = None;
             match &ended {
-                SessionError::Redirect(Some(leader)) if !hinted && self.settings.coordinators.contains(leader) => {
+                // A coordinator said so under its certificate, and whoever is there must have one too: it may have joined after this instance was booted.
+                SessionError::Redirect(Some(leader)) if !hinted => {
                     hints.push_back(*leader);
                     continue;
                 }

@@ -1,18 +1,25 @@
-//! A new instance of a coordinator asks the leader for a member id: at the addresses of the user data, one after another, until one leads.
+//! A new instance of a coordinator asks the leader for a member id: at the addresses of the user data and at those that they name, until one leads.
 //! Left out: when it asks (`bootstrap`).
 
-use std::{collections::BTreeMap, future::Future, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    net::SocketAddr,
+    time::Duration,
+};
 
 use tonic::{Code, Status, transport::Endpoint};
 use vp_cluster::version;
 use vp_proto::{
-    COORDINATOR_PORT,
+    COORDINATOR_PORT, LEADER_KEY,
     v1::{JoinRequest, coordinators_client::CoordinatorsClient},
 };
 use vp_trust::DialError;
 
 use crate::{settings::Settings, trust::Trust};
 
+/// Most coordinators asked in one round, those that others name included.
+const MOST_ASKED: usize = 16;
 /// One call's time: it waits for EC2 and for the log.
 const CALL: Duration = Duration::from_secs(10);
 /// To reach a coordinator, handshake included.
@@ -42,13 +49,22 @@ pub struct ByLeader<'a> {
 
 impl Join for ByLeader<'_> {
     async fn join(&self, cluster_id: &str) -> Result<Joined, String> {
-        let mut said = Vec::new();
-        for peer in self.settings.user_data.coordinators.iter().filter(|peer| peer.id != self.settings.me.id) {
-            let asked = tokio::time::timeout(CALL, self.ask(SocketAddr::from((peer.address, COORDINATOR_PORT)), cluster_id)).await;
-            match asked.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer in time"))) {
+        let listed = self.settings.user_data.coordinators.iter().filter(|peer| peer.id != self.settings.me.id);
+        let mut targets: VecDeque<SocketAddr> = listed.map(|peer| SocketAddr::from((peer.address, COORDINATOR_PORT))).collect();
+        let (mut said, mut known) = (Vec::new(), targets.clone());
+        while let Some(target) = targets.pop_front() {
+            let asked = tokio::time::timeout(CALL, self.ask(target, cluster_id)).await;
+            let status = match asked.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer in time"))) {
                 Ok(joined) => return Ok(joined),
-                Err(status) => said.push(format!("{}: {}", peer.address, status.message())),
+                Err(status) => status,
+            };
+            // Who leads may have joined after this instance's user data were written.
+            let leader = status.metadata().get(LEADER_KEY).and_then(|value| value.to_str().ok()?.parse::<SocketAddr>().ok());
+            if let Some(leader) = leader.filter(|leader| !known.contains(leader) && known.len() < MOST_ASKED) {
+                known.push_back(leader);
+                targets.push_front(leader);
             }
+            said.push(format!("{}: {}", target.ip(), status.message()));
         }
         Err(said.join("; "))
     }
