@@ -77,7 +77,8 @@ pub async fn run(settings: Arc<Settings>, identity: Identity, shared: Arc<Shared
         failures += 1;
         let mut wait = None;
         match &ended {
-            SessionError::Redirect(Some(leader)) if !hinted && session.settings.coordinators.contains(leader) => {
+            SessionError::Redirect(Some(leader)) if !hinted => {
+                // A coordinator of the list is believed, also when it names one that joined after this instance was booted.
                 hints.push_back(*leader);
                 continue;
             }

@@ -1,17 +1,24 @@
-//! A new instance of a coordinator asks the leader for a member id: at the addresses of the user data, one after another, until one leads.
+//! A new instance of a coordinator asks the leader for a member id: at the addresses of the user data and at those that they name, until one leads.
 //! Left out: when it asks (`bootstrap`).
 
-use std::{collections::BTreeMap, future::Future, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    net::SocketAddr,
+    time::Duration,
+};
 
 use tonic::{Code, Status, transport::Endpoint};
 use vp_cluster::version;
 use vp_proto::{
-    COORDINATOR_PORT,
+    COORDINATOR_PORT, LEADER_KEY,
     v1::{JoinRequest, coordinators_client::CoordinatorsClient},
 };
 
 use crate::settings::Settings;
 
+/// Most coordinators asked in one round, those that others name included.
+const MOST_ASKED: usize = 16;
 /// One call's time: it waits for EC2 and for the log.
 const CALL: Duration = Duration::from_secs(10);
 
@@ -36,22 +43,31 @@ pub struct ByLeader<'a>(pub &'a Settings);
 
 impl Join for ByLeader<'_> {
     async fn join(&self, cluster_id: &str) -> Result<Joined, String> {
-        let mut said = Vec::new();
-        for peer in self.0.user_data.coordinators.iter().filter(|peer| peer.id != self.0.me.id) {
-            let asked = tokio::time::timeout(CALL, self.ask(peer.address.to_string(), cluster_id)).await;
-            match asked.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer in time"))) {
+        let listed = self.0.user_data.coordinators.iter().filter(|peer| peer.id != self.0.me.id);
+        let mut targets: VecDeque<SocketAddr> = listed.map(|peer| SocketAddr::from((peer.address, COORDINATOR_PORT))).collect();
+        let (mut said, mut known) = (Vec::new(), targets.clone());
+        while let Some(target) = targets.pop_front() {
+            let asked = tokio::time::timeout(CALL, self.ask(target, cluster_id)).await;
+            let status = match asked.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer in time"))) {
                 Ok(joined) => return Ok(joined),
-                Err(status) => said.push(format!("{}: {}", peer.address, status.message())),
+                Err(status) => status,
+            };
+            // Who leads may have joined after this instance's user data were written.
+            let leader = status.metadata().get(LEADER_KEY).and_then(|value| value.to_str().ok()?.parse::<SocketAddr>().ok());
+            if let Some(leader) = leader.filter(|leader| !known.contains(leader) && known.len() < MOST_ASKED) {
+                known.push_back(leader);
+                targets.push_front(leader);
             }
+            said.push(format!("{}: {}", target.ip(), status.message()));
         }
         Err(said.join("; "))
     }
 }
 
 impl ByLeader<'_> {
-    async fn ask(&self, address: String, cluster_id: &str) -> Result<Joined, Status> {
+    async fn ask(&self, address: SocketAddr, cluster_id: &str) -> Result<Joined, Status> {
         let settings = self.0;
-        let endpoint = Endpoint::from_shared(format!("http://{address}:{COORDINATOR_PORT}")).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let endpoint = endpoint.local_address(Some(settings.me.address.into())).connect_timeout(Duration::from_secs(1));
         let channel = endpoint.connect().await.map_err(|_| Status::unavailable("not reachable"))?;
         let request = JoinRequest {
