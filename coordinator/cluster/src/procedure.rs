@@ -231,7 +231,7 @@ impl<'a> Wellness<'a> {
     pub fn of(state: &'a ClusterState, obs: &Observations, vacated: &BTreeSet<&'a SlotId>) -> Self {
         let mut unwell: BTreeMap<&'a RoleName, Vec<&'a SlotId>> = BTreeMap::new();
         for (id, slot) in &state.slots {
-            let gone = slot.holder.is_none() && state.is_surplus(id);
+            let gone = (slot.holder.is_none() || vacated.contains(id)) && state.is_surplus(id);
             if !gone && (vacated.contains(id) || !well(obs, id, slot)) {
                 unwell.entry(&id.role).or_default().push(id);
             }

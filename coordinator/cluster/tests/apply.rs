@@ -2,7 +2,7 @@
 mod situation;
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 use situation::{Situation, node_in, role, slot, spec, zone};
 use vp_cluster::{
     Action, ClusterState, Command, NodeId, SlotId, apply, liveness,
@@ -271,27 +271,40 @@ fn no_second_holder(before: &ClusterState, after: &ClusterState) {
     }
 }
 
+/// Plays a history step by step: what happens, then a plan, then everything that must hold.
+fn play(history: &[(u8, u8)]) -> ClusterState {
+    let mut s = Situation::of(spec(), "abcab");
+    for (what, pick) in history {
+        step(&mut s, *what, *pick);
+        let before = s.state.clone();
+        let waiting = planner::zone_is_empty(&s.state);
+        s.obs.zone_empty_since_ms = waiting.into_iter().map(|id| (id, 0)).collect();
+        s.carry_out(); // a plan is never refused on its own revision
+        no_second_holder(&before, &s.state);
+        assert_eq!(s.plan(), [], "planning a planned state yields nothing");
+        let text = serde_json::to_string(&s.state).expect("written");
+        assert_eq!(serde_json::from_str::<ClusterState>(&text).expect("read"), s.state);
+        let _ = liveness::judge(&s.state, &s.obs);
+    }
+    s.state
+}
+
+/// Found by the property below: the release that a broker too many had held back came a plan later only.
+#[test]
+fn a_slot_too_many_that_is_vacated_holds_nobody_back_in_the_very_same_plan() {
+    play(&[(77, 0), (80, 215), (0, 183), (15, 0), (108, 100), (76, 157), (0, 0), (211, 23)]);
+}
+
+/// The same histories in every run, so that a red run is a change's own; `VP_SEED=N` plays others.
+fn seed() -> RngSeed {
+    RngSeed::Fixed(std::env::var("VP_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, rng_seed: seed(), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn any_history_keeps_the_rules(history in prop::collection::vec((any::<u8>(), any::<u8>()), 1..60)) {
-        let run = || {
-            let mut s = Situation::of(spec(), "abcab");
-            for (what, pick) in &history {
-                step(&mut s, *what, *pick);
-                let before = s.state.clone();
-                let waiting = planner::zone_is_empty(&s.state);
-                s.obs.zone_empty_since_ms = waiting.into_iter().map(|id| (id, 0)).collect();
-                s.carry_out(); // a plan is never refused on its own revision
-                no_second_holder(&before, &s.state);
-                assert_eq!(s.plan(), [], "planning a planned state yields nothing");
-                let text = serde_json::to_string(&s.state).expect("written");
-                assert_eq!(serde_json::from_str::<ClusterState>(&text).expect("read"), s.state);
-                let _ = liveness::judge(&s.state, &s.obs);
-            }
-            s.state
-        };
-        prop_assert_eq!(run(), run());
+        prop_assert_eq!(play(&history), play(&history));
     }
 }
