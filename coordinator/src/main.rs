@@ -147,9 +147,9 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
         .add_service(CoordinatorsServer::new(coordinators).max_decoding_message_size(limits::ENROLL_MESSAGE_BYTES))
         .add_service(OperatorsServer::new(operators).max_decoding_message_size(limits::OPERATOR_MESSAGE_BYTES))
         .add_service(network.service(raft.clone(), &instance, state_hash))
-        .serve_with_incoming(members.incoming());
+        .serve_with_incoming(members.incoming()?);
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(limits::ENROLL_MESSAGE_BYTES);
-    let enrolling = bounded().add_service(enrolment).serve_with_incoming(strangers.incoming());
+    let enrolling = bounded().add_service(enrolment).serve_with_incoming(strangers.incoming()?);
     let (server, enrolling) = (tokio::spawn(server), tokio::spawn(enrolling));
     let superseded = spawned(superseded);
     tokio::pin!(superseded);

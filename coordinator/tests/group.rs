@@ -57,7 +57,7 @@ fn member(root: &Path, id: u64, port: u16) -> Member {
     let (handle, ended) = start(node, network.outgoing());
     let service = network.service(handle.clone(), "i-1", std::sync::Arc::new(|| (7, 42)));
     let server = tokio::spawn(async move {
-        bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming()).await.unwrap();
+        bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming().unwrap()).await.unwrap();
     });
     Member { handle, ledger, ended: tokio::spawn(ended), server }
 }

@@ -305,7 +305,7 @@ fn real(root: &Path, id: u64, at: u8, others: &BTreeMap<u64, SocketAddr>) -> Rea
     let (handle, ended) = start(node, network.outgoing());
     let service = network.service(handle.clone(), "i", Arc::new(|| (0, 0)));
     let server = tokio::spawn(async move {
-        bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming()).await.unwrap();
+        bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming().unwrap()).await.unwrap();
     });
     let follows = tokio::spawn(follow(network.clone(), MemberId(id), state.clone()));
     Real { handle, state, network, ended: tokio::spawn(ended), server, follows }

@@ -116,7 +116,7 @@ async fn start(folder: &Path, root: &Root, number: u32, instance: &str, store: &
         .layer(Admission)
         .add_service(OperatorsServer::new(OperatorsApi { leader: leader.clone(), trust, findings }))
         .add_service(network.service(leader.raft.clone(), instance, state_hash::latest(reached)))
-        .serve_with_incoming(door.incoming());
+        .serve_with_incoming(door.incoming().unwrap());
     let serves = tokio::spawn(async move { server.await.unwrap() });
     let follows = tokio::spawn(membership::follow(network, member, leader.state.clone()));
     Coordinator { leader, tasks: vec![serves, follows], ended: tokio::spawn(ended) }

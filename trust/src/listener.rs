@@ -1,9 +1,11 @@
 //! A coordinator's door: TCP connections become TLS connections with a known caller, and strangers cannot use up what members need.
 //!
 //! ```text
-//!  accept ─> may this address have one more? ─> handshake (in time; of too many the oldest gives way) ─> Connection ─> gRPC
+//!  the door's thread: accept ─> may this address have one more? ─> handshake (in time; of too many the oldest gives way) ─┐
+//!  the server's:                                                                             gRPC <─ Connection <────────┘
 //! ```
 //!
+//! Handshakes have a thread of their own, so that however many come, those who are inside wait for none of them (docs/decisions/0041).
 //! Bounds are per address and in all. What a connection holds is given back when it is dropped, whoever drops it.
 
 use std::io;
@@ -11,19 +13,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
 mod connection;
 mod crowd;
+mod socket;
 
 pub use connection::{Caller, Connection};
 use crowd::Crowd;
+use socket::Socket;
 
 /// What a door lets in at most.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +51,15 @@ pub struct Bounds {
 
 /// A door that is open; closed when the stream of [`Listener::incoming`] is dropped.
 pub struct Listener {
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     acceptor: TlsAcceptor,
     bounds: Bounds,
 }
 
 /// Connections that are through the door and wait for the server to take them.
 const READY: usize = 64;
+/// Between members' work (0) and that of roles (10) on a machine where all of them want the same processors.
+const NICE: i32 = 5;
 /// After an error that has nothing to do with one connection (no descriptors left).
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -65,7 +72,7 @@ impl Listener {
         let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { listener: socket.listen(BACKLOG)?, acceptor: TlsAcceptor::from(tls), bounds })
+        Ok(Self { listener: socket.listen(BACKLOG)?.into_std()?, acceptor: TlsAcceptor::from(tls), bounds })
     }
 
     /// Where it is.
@@ -76,19 +83,31 @@ impl Listener {
         self.listener.local_addr()
     }
 
-    /// Callers as they come, for `Server::serve_with_incoming`.
-    pub fn incoming(self) -> impl Stream<Item = Result<Connection, io::Error>> {
-        let (ready, connections) = mpsc::channel(READY);
-        tokio::spawn(self.run(ready));
-        ReceiverStream::new(connections)
+    /// Callers as they come, for `Server::serve_with_incoming`; to be polled by the runtime that serves them.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn incoming(self) -> io::Result<impl Stream<Item = Result<Connection, io::Error>>> {
+        let (ready, shaken) = mpsc::channel(READY);
+        let bounds = self.bounds;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("door".to_owned()).spawn(move || {
+            // SAFETY: plain system call; on Linux it changes the calling thread alone. Without it the door only presses more on those inside.
+            unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICE) };
+            if let Err(error) = runtime.block_on(self.run(ready)) {
+                tracing::error!(%error, "the door does not open");
+            }
+        })?;
+        Ok(ReceiverStream::new(shaken).filter_map(move |shaken: Shaken| std::future::ready(shaken.inside(&bounds).map(Ok))))
     }
 
-    async fn run(self, ready: mpsc::Sender<Result<Connection, io::Error>>) {
+    async fn run(self, ready: mpsc::Sender<Shaken>) -> io::Result<()> {
+        let listener = TcpListener::from_std(self.listener)?;
         let crowd = Arc::new(Crowd::new(self.bounds));
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = ready.closed() => return,
+                accepted = listener.accept() => accepted,
+                () = ready.closed() => return Ok(()),
             };
             let (stream, from) = match accepted {
                 Ok(accepted) => accepted,
@@ -113,24 +132,41 @@ struct Handshake {
     acceptor: TlsAcceptor,
     bounds: Bounds,
     from: SocketAddr,
-    ready: mpsc::Sender<Result<Connection, io::Error>>,
+    ready: mpsc::Sender<Shaken>,
 }
 
 impl Handshake {
     async fn run(self, stream: TcpStream, place: crowd::Place) {
         let _ = stream.set_nodelay(true);
-        let stream = match timeout(self.bounds.handshake, self.acceptor.accept(stream)).await {
+        let stream = match timeout(self.bounds.handshake, self.acceptor.accept(Socket::new(stream))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(from = %self.from, %error, "handshake refused"),
             Err(_) => return tracing::debug!(from = %self.from, "handshake not done in time"),
         };
+        let _ = self.ready.send(Shaken { stream, from: self.from, place: place.shaken() }).await;
+    }
+}
+
+/// Whose handshake is done.
+struct Shaken {
+    stream: TlsStream<Socket>,
+    from: SocketAddr,
+    place: crowd::Place,
+}
+
+impl Shaken {
+    /// Goes over to the runtime that calls this. None: it broke meanwhile, or its certificate is not read.
+    fn inside(mut self, bounds: &Bounds) -> Option<Connection> {
+        if let Err(error) = self.stream.get_mut().0.adopt() {
+            tracing::debug!(from = %self.from, %error, "connection broken after its handshake");
+            return None;
+        }
         let now = Instant::now();
-        let Some(connection) =
-            Connection::new(stream, self.from.ip(), place.shaken(), now + self.bounds.first_request, self.bounds.life.map(|life| now + life))
-        else {
-            return tracing::debug!(from = %self.from, "certificate not read");
-        };
-        let _ = self.ready.send(Ok(connection)).await;
+        let connection = Connection::new(self.stream, self.from.ip(), self.place, now + bounds.first_request, bounds.life.map(|life| now + life));
+        if connection.is_none() {
+            tracing::debug!(from = %self.from, "certificate not read");
+        }
+        connection
     }
 }
 

@@ -152,7 +152,7 @@ async fn serve(coordinator: Scripted) -> String {
     let listener = Listener::bind("127.38.9.1:0".parse().expect("an address"), config, BOUNDS).expect("a port is free");
     let address = listener.address().expect("it is bound").to_string();
     let server = tonic::transport::Server::builder().add_service(OperatorsServer::new(coordinator));
-    tokio::spawn(server.serve_with_incoming(listener.incoming()));
+    tokio::spawn(server.serve_with_incoming(listener.incoming().expect("a thread")));
     address
 }
 

@@ -239,8 +239,8 @@ impl Bed {
         let strangers = self.door(host, vp_proto::ENROLMENT_PORT, tls::anybody(&own).unwrap());
         let leader = script.leader.lock().unwrap().clone();
         let desk = enrolment::Desk { office: self.office.clone(), own: self.ip(host), leader };
-        let server = tonic::transport::Server::builder().add_service(AgentsServer::new(Service(script))).serve_with_incoming(members.incoming());
-        let enrolling = tonic::transport::Server::builder().add_service(EnrolmentServer::new(desk)).serve_with_incoming(strangers.incoming());
+        let server = tonic::transport::Server::builder().add_service(AgentsServer::new(Service(script))).serve_with_incoming(members.incoming().unwrap());
+        let enrolling = tonic::transport::Server::builder().add_service(EnrolmentServer::new(desk)).serve_with_incoming(strangers.incoming().unwrap());
         self.runtime.spawn(async move {
             let ended = tokio::try_join!(server, enrolling);
             ended.unwrap();

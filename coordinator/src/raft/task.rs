@@ -142,7 +142,6 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             fail_point!("task::tick");
             self.node.raw().tick();
         }
-        self.begin_reads();
         self.drive()?;
         Ok(true)
     }
@@ -218,8 +217,8 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     }
 
     /// One round serves every read that came in before it began, and only one is under way: those that come in meanwhile share the next. The answer to a
-    /// round that was lost on the way is asked for again with Raft's own heartbeats.
-    fn begin_reads(&mut self) {
+    /// round that was lost on the way is asked for again with Raft's own heartbeats. True: a round began, and its messages wait to be sent.
+    fn begin_reads(&mut self) -> bool {
         let term = self.node.raw().raft.term;
         if self.rounds_term != term {
             let hint = self.hint();
@@ -228,18 +227,26 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             }
             self.rounds_term = term;
         }
-        if !self.waiting.is_empty() && self.rounds.is_empty() && self.node.may_read() {
+        let begins = !self.waiting.is_empty() && self.rounds.is_empty() && self.node.may_read();
+        if begins {
             fail_point!("task::read_round");
             self.round += 1;
             self.node.raw().read_index(self.round.to_le_bytes().to_vec());
             self.rounds.insert(self.round, std::mem::take(&mut self.waiting));
         }
+        begins
     }
 
     fn drive(&mut self) -> Result<(), NodeError> {
-        let progress = self.node.drive(&mut self.outbox)?;
-        self.answer(progress);
         self.begin_reads();
+        loop {
+            let progress = self.node.drive(&mut self.outbox)?;
+            self.answer(progress);
+            // The end of a round may be the beginning of the next, which must not wait for something else to happen.
+            if !self.begin_reads() {
+                break;
+            }
+        }
         self.publish();
         Ok(())
     }

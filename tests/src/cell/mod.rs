@@ -267,7 +267,8 @@ impl Cell {
         for id in 1..=3 {
             let Ok(channel) = dial(&self.way(self.coordinator(id), self.elsewhere(1), Some(&admin))?).await else { continue };
             let answer = OperatorsClient::new(channel).status(StatusRequest::default()).await;
-            if answer.is_ok_and(|status| status.into_inner().leader_id == id) {
+            // Services are known from a new cluster's first round on: sessions opened before it end when it begins.
+            if answer.is_ok_and(|status| status.get_ref().leader_id == id && !status.get_ref().services.is_empty()) {
                 return Ok(self.coordinator(id));
             }
         }

@@ -223,7 +223,7 @@ fn a_node_that_poses_as_a_coordinator_is_seen_through() {
             let at = SocketAddr::new(cell().elsewhere(host), COORDINATOR_PORT);
             let listener = Listener::bind(at, tls::anybody(&pose).unwrap(), bounds).unwrap();
             let door = tokio::spawn(async move {
-                let mut incoming = std::pin::pin!(listener.incoming());
+                let mut incoming = std::pin::pin!(listener.incoming().unwrap());
                 while futures::StreamExt::next(&mut incoming).await.is_some() {}
             });
             for own in [None, Some(&admin)] {

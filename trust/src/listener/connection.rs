@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::crowd::Place;
+use super::socket::Socket;
 use crate::certificate::Certificate;
 
 /// Who is on the other side; every request carries it among its extensions.
@@ -40,7 +40,7 @@ impl Caller {
 
 /// What the gRPC server reads and writes.
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Socket>,
     caller: Caller,
     _place: Place,
     /// Until the caller is welcome this is when it ends.
@@ -50,7 +50,7 @@ pub struct Connection {
 
 impl Connection {
     /// None when the certificate cannot be read, which the handshake should have refused.
-    pub(super) fn new(stream: TlsStream<TcpStream>, from: IpAddr, place: Place, first_request: Instant, end: Option<Instant>) -> Option<Self> {
+    pub(super) fn new(stream: TlsStream<Socket>, from: IpAddr, place: Place, first_request: Instant, end: Option<Instant>) -> Option<Self> {
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let certificate = match shown {
             Some(leaf) => Some(Certificate::read(leaf).ok()?),

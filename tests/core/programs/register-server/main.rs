@@ -129,7 +129,7 @@ async fn serve<M: raft::Machine>(arguments: Arguments, machine: M, content: Cont
         .max_concurrent_streams(256)
         .add_service(registers)
         .add_service(network.service(raft, "", Arc::new(|| (0, 0))))
-        .serve_with_incoming(door.incoming());
+        .serve_with_incoming(door.incoming()?);
     tokio::select! {
         ended = server => ended.context("the gRPC server ended")?,
         ended = ended => ended.context("the log's task ended")?,

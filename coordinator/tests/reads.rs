@@ -1,0 +1,85 @@
+//! Rounds of reads, on three members that the test turns by hand: what is sent when.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
+mod ledger;
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+use ledger::{Ledger, config, identity};
+use raft::eraftpb::Message;
+use vp_coordinator::raft::{Outbox, RaftHandle, Task, open};
+use vp_coordinator::storage::{DiskStore, StoreOptions};
+
+#[derive(Clone, Default)]
+struct Sent(Arc<Mutex<Vec<Message>>>);
+
+impl Outbox for Sent {
+    fn send(&mut self, message: Message) -> bool {
+        self.0.lock().unwrap().push(message);
+        true
+    }
+}
+
+struct Member {
+    handle: RaftHandle,
+    task: Task<DiskStore, Ledger, Sent>,
+    sent: Sent,
+}
+
+impl Member {
+    fn new(id: u64, folder: &std::path::Path) -> Self {
+        let config = config(id, &[1, 2, 3]);
+        let node = open(&folder.join(id.to_string()), &identity(id), StoreOptions::default(), config, Ledger::default()).unwrap();
+        let sent = Sent::default();
+        let (handle, task) = Task::new(node, sent.clone());
+        Self { handle, task, sent }
+    }
+
+    fn turn(&mut self, tick: bool) {
+        assert!(self.task.turn(tick).unwrap());
+    }
+
+    /// What it has to say to `to`; what it says to others is lost.
+    fn take(&self, to: u64) -> Vec<Message> {
+        self.sent.0.lock().unwrap().drain(..).filter(|message| message.to == to).collect()
+    }
+}
+
+/// Takes all messages from one to the other, each of which is then turned. How many there were.
+fn deliver(members: &mut [Member], from: usize, to: usize) -> usize {
+    let messages = members[from].take(to as u64 + 1);
+    for message in &messages {
+        members[to].handle.step(message.clone());
+    }
+    members[to].turn(false);
+    messages.len()
+}
+
+#[tokio::test]
+async fn a_read_that_came_during_a_round_is_sent_on_its_own_as_soon_as_the_round_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members: Vec<_> = (1..=3).map(|id| Member::new(id, folder.path())).collect();
+    // The first alone feels time pass, so it is the one that stands; what the third is told is lost.
+    while !members[0].handle.status().leads() {
+        members[0].turn(true);
+        deliver(&mut members, 0, 1);
+        deliver(&mut members, 1, 0);
+    }
+    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+
+    let leader = members[0].handle.clone();
+    let (mut first, mut second) = (pin!(leader.read_index()), pin!(leader.read_index()));
+    assert!((&mut first).now_or_never().is_none());
+    members[0].turn(false);
+    assert!((&mut second).now_or_never().is_none());
+    members[0].turn(false);
+    // The first round's question there and back, which is the last thing that happens: no tick, no other member.
+    assert!(deliver(&mut members, 0, 1) > 0);
+    assert!(deliver(&mut members, 1, 0) > 0);
+    assert!((&mut first).now_or_never().unwrap().is_ok());
+    assert!((&mut second).now_or_never().is_none(), "a round that began before it was asked proves nothing for it");
+    assert!(deliver(&mut members, 0, 1) > 0, "the second round waits for something else to happen");
+    assert!(deliver(&mut members, 1, 0) > 0);
+    assert!((&mut second).now_or_never().unwrap().is_ok());
+}
