@@ -57,26 +57,46 @@ var register = porcupine.Model{
 	},
 }
 
-func read(path string) ([]porcupine.Operation, error) {
+func read(path string) ([]operation, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	var history []porcupine.Operation
+	var history []operation
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {
 		var one operation
 		if err := json.Unmarshal(lines.Bytes(), &one); err != nil {
 			return nil, fmt.Errorf("%s, line %d: %w", path, len(history)+1, err)
 		}
+		history = append(history, one)
+	}
+	return history, lines.Err()
+}
+
+// What has to be put into an order. A write of unknown outcome that no read has seen can always come after everything else, or never: it proves and
+// disproves nothing, and dozens of them on one key would have the checker try all their orders. (Values are never written twice.) Nor does a read without
+// an answer say anything.
+func telling(history []operation) []porcupine.Operation {
+	type written struct{ key, value string }
+	seen := map[written]bool{}
+	for _, one := range history {
+		if !one.Write && one.ReturnNs != nil {
+			seen[written{one.Key, one.Value}] = true
+		}
+	}
+	var told []porcupine.Operation
+	for _, one := range history {
 		returned := int64(math.MaxInt64)
 		if one.ReturnNs != nil {
 			returned = *one.ReturnNs
+		} else if !one.Write || !seen[written{one.Key, one.Value}] {
+			continue
 		}
-		history = append(history, porcupine.Operation{ClientId: one.Client, Input: one, Call: one.CallNs, Output: one.Value, Return: returned})
+		told = append(told, porcupine.Operation{ClientId: one.Client, Input: one, Call: one.CallNs, Output: one.Value, Return: returned})
 	}
-	return history, lines.Err()
+	return told
 }
 
 func main() {
@@ -91,7 +111,7 @@ func main() {
 			os.Exit(2)
 		}
 		operations += len(history)
-		switch result, info := porcupine.CheckOperationsVerbose(register, history, *patience); result {
+		switch result, info := porcupine.CheckOperationsVerbose(register, telling(history), *patience); result {
 		case porcupine.Illegal:
 			fmt.Printf("%s: NOT linearizable; picture in %s\n", path, *picture)
 			if err := porcupine.VisualizePath(register, info, *picture); err != nil {
