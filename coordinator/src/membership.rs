@@ -53,6 +53,15 @@ struct Memory {
     asked: Option<Instant>,
 }
 
+impl Memory {
+    /// Who has answered since the last check of the quorum.
+    fn hear(&mut self, group: &Group) {
+        for (id, _) in group.peers.iter().filter(|(_, peer)| peer.recent_active) {
+            self.answered.insert(MemberId(*id), Instant::now());
+        }
+    }
+}
+
 impl Membership {
     /// Runs for ever; does nothing while another coordinator leads.
     pub async fn run(self) {
@@ -69,9 +78,7 @@ impl Membership {
 
     async fn round(&self, memory: &mut Memory) {
         let Some(group) = self.leader.raft.group().await else { return };
-        for (id, _) in group.peers.iter().filter(|(_, peer)| peer.recent_active) {
-            memory.answered.insert(MemberId(*id), Instant::now());
-        }
+        memory.hear(&group);
         if memory.asked.is_none_or(|asked| asked.elapsed() >= ASK) {
             memory.asked = Some(Instant::now());
             self.ask_members().await;
@@ -79,9 +86,7 @@ impl Membership {
         self.look_at_silent(memory).await;
         // What was awaited may have taken long: the step is decided on the group and the state as they are now.
         let Some(group) = self.leader.raft.group().await else { return };
-        for (id, _) in group.peers.iter().filter(|(_, peer)| peer.recent_active) {
-            memory.answered.insert(MemberId(*id), Instant::now());
-        }
+        memory.hear(&group);
         if !self.leader.leads() {
             return;
         }

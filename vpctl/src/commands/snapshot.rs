@@ -17,9 +17,9 @@ use crate::terminal::Screen;
 use crate::view;
 
 const FORMAT: u32 = 1;
-/// The record of the cluster's incarnation (docs/contracts.md §5).
 /// One restore carries the index so many bits on (`vp_cluster::restore::INDEX_STEP`).
 const INDEX_STEP_BITS: u32 = 40;
+/// The record of the cluster's incarnation (docs/contracts.md §5).
 const RECORD: &str = "coordinators/cluster.json";
 
 /// The first line. The coordinators read the same keys.
