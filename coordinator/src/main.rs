@@ -129,12 +129,13 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     });
     let (findings, found) = watch::channel(Findings::default());
     let control = Control { leader: leader.clone(), zookeeper_digest: administrator.digest(), findings };
-    let region = Aws { compute: compute.clone(), groups: Groups::new(session.shared()), store: claims.store.clone(), bucket: claims.name.clone() };
+    let groups = Groups::new(session.shared());
+    let region = Aws { compute: compute.clone(), groups: groups.clone(), store: claims.store.clone(), bucket: claims.name.clone() };
     let watch = CloudWatch { leader: leader.clone(), region: Arc::new(region) };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
     let leading = raft.clone();
     let superseded = bootstrap::superseded(Bucket { store: claims.store.clone(), name: claims.name.clone() }, record, move || leading.status().leads());
-    let membership = Membership { leader: leader.clone(), trust: trust.clone(), compute, claims };
+    let membership = Membership { leader: leader.clone(), trust: trust.clone(), compute, groups, claims };
     let connections = membership::follow(network.clone(), member, leader.state.clone());
     let agreement = state_hash::run(leader.clone(), trust.clone(), state_hash.clone());
     let enrolment = EnrolmentApi::new(leader.clone(), trust.clone(), verifier.clone());

@@ -11,7 +11,7 @@ use std::{
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 use tokio::sync::watch;
 use tracing::{info, warn};
-use vp_cloud::ec2::Compute;
+use vp_cloud::{autoscaling::Groups, ec2::Compute};
 use vp_cluster::{
     ClusterState, Command, MemberId, NodeId,
     coordinators::{CoordinatorChange, Member},
@@ -38,6 +38,10 @@ const ACTIVE_WITHIN: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two questions to every member what it is.
 const ASK: Duration = Duration::from_secs(5);
+/// A round that comes this late says that this process stood still: what it missed is nobody's silence. Far above what a round's calls take.
+const STOOD_STILL: Duration = Duration::from_secs(10);
+/// Between two requests to terminate the same silent instance.
+const TERMINATE_AGAIN: Duration = Duration::from_secs(10);
 /// How long a heir may take to lead.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
 
@@ -45,17 +49,30 @@ pub struct Membership {
     pub leader: Arc<Leader>,
     pub trust: Arc<Trust>,
     pub compute: Compute,
+    pub groups: Groups,
     pub claims: Bucket,
 }
 
-#[derive(Default)]
 struct Memory {
+    /// From when on silence counts.
+    since: Instant,
+    round: Instant,
     answered: BTreeMap<MemberId, Instant>,
     looked: Option<Instant>,
     asked: Option<Instant>,
+    terminated: Option<(MemberId, Instant)>,
 }
 
 impl Memory {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { since: now, round: now, answered: BTreeMap::new(), looked: None, asked: None, terminated: None }
+    }
+
+    fn silent(&self, id: MemberId) -> Duration {
+        self.answered.get(&id).unwrap_or(&self.since).max(&self.since).elapsed()
+    }
+
     /// Who has answered since the last check of the quorum.
     fn hear(&mut self, group: &Group) {
         for (id, _) in group.peers.iter().filter(|(_, peer)| peer.recent_active) {
@@ -67,12 +84,13 @@ impl Memory {
 impl Membership {
     /// Runs for ever; does nothing while another coordinator leads.
     pub async fn run(self) {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new();
         loop {
-            if self.leader.leads() {
+            if self.leader.leads() && memory.round.elapsed() < STOOD_STILL {
+                memory.round = Instant::now();
                 self.round(&mut memory).await;
             } else {
-                memory = Memory::default();
+                memory = Memory::new();
             }
             tokio::time::sleep(ROUND).await;
         }
@@ -93,7 +111,11 @@ impl Membership {
             return;
         }
         let state = self.leader.state();
-        let (step, gates) = membership::next(&state.coordinators, &seen(self.leader.member, &group, memory));
+        let seen = seen(self.leader.member, &group, memory);
+        let (step, gates) = membership::next(&state.coordinators, &seen);
+        if let Some(gone) = membership::to_terminate(&state.coordinators, &seen) {
+            self.terminate(gone, &state, memory).await;
+        }
         self.leader.world.lock().coordinator_gates = gates;
         if let Some(step) = step {
             self.take(step).await;
@@ -152,6 +174,25 @@ impl Membership {
         }
     }
 
+    /// Asks for the end of a silent voter's instance, which EC2 still says runs; what follows is as for any other that is terminated.
+    async fn terminate(&self, gone: MemberId, state: &ClusterState, memory: &mut Memory) {
+        if memory.terminated.is_some_and(|(id, when)| id == gone && when.elapsed() < TERMINATE_AGAIN) {
+            return;
+        }
+        let Some(member) = state.coordinators.members.get(&gone) else { return };
+        let Some(instance) = &member.instance else { return };
+        memory.terminated = Some((gone, Instant::now()));
+        match self.groups.terminate_in_group(&instance.0).await {
+            Ok(()) => {
+                let silence = memory.silent(gone).as_secs();
+                warn!(member = %gone, %instance, silence, "silent coordinator's instance terminated");
+                let detail = format!("member {gone} on {instance} has said nothing for {silence} s though EC2 says it runs: its group boots a successor");
+                self.leader.note("coordinator terminated", format!("coordinator {}", member.slot), detail).await;
+            }
+            Err(error) => warn!(member = %gone, %instance, %error, "silent coordinator's instance not terminated yet"),
+        }
+    }
+
     async fn take(&self, step: Step) {
         if let Step::HandOver(to) = &step {
             info!(%to, "handing leadership over: this member is to be removed");
@@ -201,7 +242,9 @@ fn silent<'a>(state: &'a ClusterState, me: MemberId, memory: &'a Memory) -> impl
 fn seen(me: MemberId, group: &Group, memory: &Memory) -> GroupSeen {
     let ids = |list: &[u64]| list.iter().copied().map(MemberId).collect::<BTreeSet<MemberId>>();
     let active = |id: &MemberId| memory.answered.get(id).is_some_and(|answered| answered.elapsed() < ACTIVE_WITHIN);
-    let peers = group.peers.iter().map(|(id, peer)| (MemberId(*id), PeerSeen { active: active(&MemberId(*id)), behind: peer.behind }));
+    let silent_ms = |id: MemberId| u64::try_from(memory.silent(id).as_millis()).unwrap_or(u64::MAX);
+    let peers = group.peers.iter().map(|(id, peer)| (MemberId(*id), peer));
+    let peers = peers.map(|(id, peer)| (id, PeerSeen { active: active(&id), behind: peer.behind, silent_ms: silent_ms(id) }));
     GroupSeen {
         leader: me,
         voters: ids(&group.conf.voters),

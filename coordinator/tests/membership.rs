@@ -66,7 +66,7 @@ fn seen(leader: u64, group: &Group, alive: impl Fn(u64) -> bool) -> GroupSeen {
         voters: ids(&group.conf.voters),
         learners: ids(&group.conf.learners),
         joint: !group.conf.voters_outgoing.is_empty(),
-        peers: group.peers.iter().map(|(id, peer)| (MemberId(*id), PeerSeen { active: alive(*id), behind: peer.behind })).collect(),
+        peers: group.peers.iter().map(|(id, peer)| (MemberId(*id), PeerSeen { active: alive(*id), behind: peer.behind, silent_ms: 0 })).collect(),
     }
 }
 

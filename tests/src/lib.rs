@@ -16,6 +16,7 @@ pub mod processes;
 pub mod region;
 pub mod scenarios;
 pub mod slots;
+pub mod topics;
 pub mod writers;
 
 pub use region::{Answer, Region};

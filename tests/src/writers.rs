@@ -121,7 +121,7 @@ fn note(acknowledged: &Acknowledged, number: u64) {
     }
 }
 
-async fn zookeeper(addresses: &str) -> anyhow::Result<Client> {
+pub(crate) async fn zookeeper(addresses: &str) -> anyhow::Result<Client> {
     let connector = Client::connector().with_session_timeout(Duration::from_secs(6)).with_connection_timeout(Duration::from_secs(2)).with_fail_eagerly();
     Ok(timeout(PATIENCE, connector.connect(addresses)).await??)
 }

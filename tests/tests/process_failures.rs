@@ -55,6 +55,7 @@ fn a_cluster_in_which_anything_may_die() {
     scenarios.run("volumes lost too: empty-disk rules", || volumes_lost(&region));
     scenarios.run("three ZooKeeper moves in a row strand nobody", || three_moves(&region));
     scenarios.run("coordinator's instance terminated: no tolerance left, the cluster goes on, its successor joins", || coordinator_lost(&region));
+    scenarios.run("coordinator killed with nobody told: the others have it terminated, its successor joins", || coordinator_lost_silently(&region));
     scenarios.run("the stream never had two holders", || {
         println!("   {} looks, {} holders", observer.looks(), observer.holders().len());
         ensure!(observer.looks() > 100 && !observer.holders().is_empty(), "the observer saw nothing");
@@ -221,13 +222,7 @@ fn coordinator_lost(region: &Region) -> anyhow::Result<()> {
     region.wait_healthy(seconds(120))?;
     let before = region.generations()?;
     let follower = (1..=3).find(|id| region.status().is_ok_and(|status| status["leader"].as_u64() != Some(*id))).context("one follows")?;
-    let member = |id: u64| -> anyhow::Result<(Option<u64>, Option<String>)> {
-        let status = region.status()?;
-        let all = status["coordinators"].as_array().context("there are coordinators")?;
-        let one = all.iter().find(|one| one["id"].as_u64() == Some(id)).context("it is listed")?;
-        Ok((one["member"].as_u64(), one["instance"].as_str().map(str::to_owned)))
-    };
-    let old = member(follower)?;
+    let old = member(region, follower)?;
     region.kill_instance(&region.coordinator_instance(follower)?.id)?;
     wait_until("status says that no tolerance is left", seconds(30), || {
         let answer = region.ctl(&["status"])?;
@@ -236,16 +231,45 @@ fn coordinator_lost(region: &Region) -> anyhow::Result<()> {
     })?;
     let job = region.submit(&sample("clip-10s.mp4"))?;
     region.wait_job(&job.id, JOB)?;
+    successor_votes(region, follower, &old, &before)
+}
+
+/// Member id and instance of a coordinator.
+fn member(region: &Region, coordinator: u64) -> anyhow::Result<(Option<u64>, Option<String>)> {
+    let status = region.status()?;
+    let all = status["coordinators"].as_array().context("there are coordinators")?;
+    let one = all.iter().find(|one| one["id"].as_u64() == Some(coordinator)).context("it is listed")?;
+    Ok((one["member"].as_u64(), one["instance"].as_str().map(str::to_owned)))
+}
+
+fn successor_votes(region: &Region, coordinator: u64, old: &(Option<u64>, Option<String>), before: &BTreeMap<String, u64>) -> anyhow::Result<()> {
     wait_until("its successor votes and status is well", seconds(120), || {
         let answer = region.ctl(&["status"])?;
         ensure!(answer.code == 0, "exit code {}: {}", answer.code, answer.json()?["reasons"]);
+        let new = member(region, coordinator)?;
+        ensure!(new.0 > old.0 && new.1 != old.1, "another instance under a fresh member id: {old:?}, then {new:?}");
         Ok(Some(()))
     })?;
-    let new = member(follower)?;
-    ensure!(new.0 > old.0 && new.1 != old.1, "another instance under a fresh member id: {old:?}, then {new:?}");
     let after = region.generations()?;
-    ensure!(after == before, "slots moved: {before:?}, then {after:?}");
+    ensure!(after == *before, "slots moved: {before:?}, then {after:?}");
     Ok(())
+}
+
+fn coordinator_lost_silently(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let before = region.generations()?;
+    let follower = (1..=3).find(|id| region.status().is_ok_and(|status| status["leader"].as_u64() != Some(*id))).context("one follows")?;
+    let old = member(region, follower)?;
+    let victim = region.coordinator_instance(follower)?.id;
+    let since = Instant::now();
+    region.kill_silently(&victim)?;
+    let terminated = wait_until("the others have it terminated", seconds(90), || {
+        let state = region.block_on(region.ec2().describe_instance(&victim)).map(|instance| instance.state.as_str())?;
+        Ok((state != "running").then(|| since.elapsed()))
+    })?;
+    println!("   EC2 was told after {:.1} s", terminated.as_secs_f32());
+    ensure!(terminated >= seconds(25), "terminated before it was silent for long");
+    successor_votes(region, follower, &old, &before)
 }
 
 /// How often the agent of an instance has been welcomed by a coordinator. (A known node keeps its session, so the cluster's account does not tell.)

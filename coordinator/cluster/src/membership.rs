@@ -13,6 +13,9 @@ use crate::{
 /// A learner this few entries behind is caught up: it has them within a round trip.
 pub const CAUGHT_UP_ENTRIES: u64 = 64;
 
+/// A voter that was silent for this long is not coming back by itself: far above a daemon's restart, an instance's reboot, and any pause that roles outlive.
+pub const GONE_AFTER_MS: u64 = 30_000;
+
 /// What the leader sees of one member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerSeen {
@@ -20,6 +23,8 @@ pub struct PeerSeen {
     pub active: bool,
     /// Entries it lacks; all of them while a snapshot is on its way.
     pub behind: u64,
+    /// Milliseconds since it last answered, or since this leader began to look.
+    pub silent_ms: u64,
 }
 
 /// The group as its leader sees it.
@@ -65,6 +70,18 @@ fn decide(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Opti
         return Some(Step::AddLearner(*id));
     }
     replace(group, seen, gates).or_else(|| swap(group, seen, gates)).or_else(|| grow(group, seen, gates)).or_else(|| shrink(group, seen, gates))
+}
+
+/// The voter whose instance is to be terminated though EC2 says that it runs, so that its group boots a successor: silent for long, and the only one that
+/// is not well. Of several silent ones the fault is more likely here (the brake's rule, design §4), and two
+/// who cannot hear each other decide nothing.
+pub fn to_terminate(group: &Coordinators, seen: &GroupSeen) -> Option<MemberId> {
+    let unwell: Vec<MemberId> = seen.voters.iter().copied().filter(|id| !active(seen, *id)).collect();
+    let [silent] = unwell[..] else { return None };
+    let member = group.members.get(&silent)?;
+    let gone = seen.peers.get(&silent).is_some_and(|peer| peer.silent_ms >= GONE_AFTER_MS);
+    let settled = !seen.joint && group.slots.contains_key(&member.slot) && !member.fenced;
+    (gone && settled && seen.voters.len() >= 3).then_some(silent)
 }
 
 /// Learners that never became anything: their instance is terminated, their slot is not wanted any more, or nobody knows them.

@@ -23,6 +23,8 @@ struct Case {
     voters: BTreeSet<MemberId>,
     learners: BTreeSet<MemberId>,
     silent: BTreeSet<MemberId>,
+    /// For how long those are.
+    silent_ms: u64,
     behind: BTreeSet<MemberId>,
     leader: MemberId,
 }
@@ -35,7 +37,7 @@ impl Case {
     fn of(count: u32) -> Self {
         let state = coordinators::founded(slots(1..=count), NEWEST);
         let voters = (1..=u64::from(count)).map(MemberId).collect();
-        let mut case = Self { state, voters, learners: ids([]), silent: ids([]), behind: ids([]), leader: MemberId(1) };
+        let mut case = Self { state, voters, learners: ids([]), silent: ids([]), silent_ms: 0, behind: ids([]), leader: MemberId(1) };
         for number in 1..=u64::from(count) {
             case.apply(CoordinatorChange::Seen { member: MemberId(number), instance: NodeId(format!("i-{number}")), supports: NEWEST }).unwrap();
         }
@@ -71,7 +73,12 @@ impl Case {
     }
 
     fn seen(&self) -> GroupSeen {
-        let peer = |id: &MemberId| PeerSeen { active: !self.silent.contains(id), behind: if self.behind.contains(id) { 1000 } else { 0 } };
+        let silent = |id: &MemberId| self.silent.contains(id);
+        let peer = |id: &MemberId| PeerSeen {
+            active: !silent(id),
+            behind: if self.behind.contains(id) { 1000 } else { 0 },
+            silent_ms: if silent(id) { self.silent_ms } else { 0 },
+        };
         let all = self.voters.union(&self.learners);
         GroupSeen {
             leader: self.leader,
@@ -277,4 +284,35 @@ fn a_wanted_coordinator_for_another_takes_its_place_in_one_change_also_when_the_
         assert_eq!(case.voters, ids([1, 2, 4]), "{steps:?}");
         assert!(steps.contains(&Step::Change { promote: ids([4]), remove: ids([3]) }), "{steps:?}");
     }
+}
+
+#[test]
+fn a_voter_silent_for_long_though_ec2_says_it_runs_is_terminated_once_nobody_else_is_silent() {
+    let mut case = Case::of(3);
+    let terminated = |case: &Case| membership::to_terminate(&case.state.coordinators, &case.seen());
+    assert_eq!(terminated(&case), None, "all answer");
+    case.silent.insert(MemberId(2));
+    case.silent_ms = membership::GONE_AFTER_MS - 1;
+    assert_eq!(terminated(&case), None, "it may come back");
+    case.silent_ms += 1;
+    assert_eq!(terminated(&case), Some(MemberId(2)));
+    case.silent.insert(MemberId(3));
+    assert_eq!(terminated(&case), None, "of two that are silent at once the fault may be here");
+    case.silent.remove(&MemberId(3));
+    case.dies(2);
+    assert_eq!(terminated(&case), None, "it is terminated already");
+}
+
+#[test]
+fn neither_a_member_of_a_pair_nor_one_that_is_on_its_way_out_is_terminated_for_its_silence() {
+    let mut pair = Case::of(3);
+    pair.voters = ids([1, 2]);
+    (pair.silent, pair.silent_ms) = (ids([2]), membership::GONE_AFTER_MS);
+    assert_eq!(membership::to_terminate(&pair.state.coordinators, &pair.seen()), None);
+    let mut changing = Case::of(3);
+    (changing.silent, changing.silent_ms) = (ids([2]), membership::GONE_AFTER_MS);
+    let joint = GroupSeen { joint: true, ..changing.seen() };
+    assert_eq!(membership::to_terminate(&changing.state.coordinators, &joint), None);
+    changing.state.coordinators.slots.remove(&2);
+    assert_eq!(membership::to_terminate(&changing.state.coordinators, &changing.seen()), None, "its slot is not wanted any more");
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fail::fail_point;
 use raft::{SnapshotStatus, StateRole};
@@ -43,6 +43,10 @@ where
     })
 }
 
+/// Least time from the beginning of a round of reads to that of the next. Each costs every member a message and its answer, and one serves all who asked
+/// before it began; with ten thousand agents a round a request would be all that the leader does.
+const ROUND_PACE: Duration = Duration::from_millis(4);
+
 type Reads = Vec<oneshot::Sender<Result<u64, ReadError>>>;
 
 /// What the thread does, without the thread: the simulator turns it by itself.
@@ -58,6 +62,8 @@ pub struct Task<S: Store, M, O> {
     /// Reads that no round has begun for.
     waiting: Reads,
     rounds: BTreeMap<u64, Reads>,
+    /// The last round is too young for another; never, where the task is turned by hand.
+    rounds_held: bool,
     /// The term in which the rounds began: raft-rs forgets them with it.
     rounds_term: u64,
     /// Confirmed by a quorum, waiting to be applied.
@@ -85,6 +91,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             proposals: BTreeMap::new(),
             waiting: Vec::new(),
             rounds: BTreeMap::new(),
+            rounds_held: false,
             rounds_term: 0,
             confirmed: Vec::new(),
             round: 0,
@@ -101,17 +108,23 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     fn run(&mut self) -> Result<(), NodeError> {
         let tick = self.node.config().tick;
         let mut next_tick = Instant::now() + tick;
+        let mut next_round = Instant::now();
         self.drive()?;
         loop {
-            let wait = next_tick.saturating_duration_since(Instant::now());
-            let first = match self.inbox.recv_timeout(wait) {
+            let until = if self.reads_wait() { next_tick.min(next_round) } else { next_tick };
+            let first = match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return self.node.save(),
             };
-            let due = Instant::now() >= next_tick;
+            let now = Instant::now();
+            let (due, round) = (now >= next_tick, self.round);
+            self.rounds_held = now < next_round;
             if !self.take_all(first, due)? {
                 return self.node.save();
+            }
+            if self.round != round {
+                next_round = now + ROUND_PACE;
             }
             if due {
                 // Ticks missed while this process stood still say nothing about the others.
@@ -227,7 +240,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             }
             self.rounds_term = term;
         }
-        let begins = !self.waiting.is_empty() && self.rounds.is_empty() && self.node.may_read();
+        let begins = self.reads_wait() && !self.rounds_held;
         if begins {
             fail_point!("task::read_round");
             self.round += 1;
@@ -235,6 +248,11 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             self.rounds.insert(self.round, std::mem::take(&mut self.waiting));
         }
         begins
+    }
+
+    /// Whether a round would begin if it is time.
+    fn reads_wait(&self) -> bool {
+        !self.waiting.is_empty() && self.rounds.is_empty() && self.node.may_read()
     }
 
     fn drive(&mut self) -> Result<(), NodeError> {

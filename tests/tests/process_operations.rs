@@ -1,0 +1,184 @@
+//! What operators order, on a real region: more and fewer members, another disk, a node emptied. Foreign clients write all the while, and what was
+//! acknowledged to them is there at the end. One region for all scenarios; each leaves a healthy cluster to the next.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use vp_tests::{Region, region::sample, scenarios::Scenarios, slots::Slot, topics::Topic, wait_until, writers, writers::Writers};
+
+/// As the region's own, but a fourth broker is allowed.
+const SPEC: &str = "roles:
+  zookeeper: {min: 3, pref: 3, max: 5}
+  kafka: {min: 3, pref: 3, max: 4}
+  spark-master: {pref: 2}
+  spark-worker: {pref: 3}
+  stream: {pref: 1}
+volume_wait_ms: 60000
+";
+/// One order carried out whole: members start one after another, each as slow as its program.
+const DONE: Duration = Duration::from_secs(180);
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+#[test]
+fn orders_are_carried_out_whole_while_clients_write() {
+    let spec = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(spec.path(), SPEC).unwrap();
+    let region = Arc::new(Region::up_with("operations", &["--spec", &spec.path().to_string_lossy()]).unwrap());
+    let mut writers = Writers::start(&region).unwrap();
+    let mut scenarios = Scenarios::new();
+    scenarios.run("an ensemble grows to five voters and shrinks to three", || ensemble_grows_and_shrinks(&region));
+    scenarios.run("a broker is added, and taken away only when its partitions are elsewhere", || broker_comes_and_goes(&region));
+    scenarios.run("a broker moves without its disk and copies what it had", || broker_moves_without_its_disk(&region));
+    scenarios.run("a node is emptied and stays in service for others to judge", || node_is_emptied(&region));
+    scenarios.run("a video goes through what is left", || {
+        let job = region.submit(&sample("clip-10s.mp4"))?;
+        region.wait_job(&job.id, seconds(180)).map(drop)
+    });
+    scenarios.run("everything acknowledged to foreign writers is there", || {
+        let account = writers.verify(&region)?;
+        println!("   acknowledged: {} ZooKeeper nodes, {} Kafka records", account.zookeeper.0, account.kafka.0);
+        ensure!(account.zookeeper.0 > 50 && account.kafka.0 > 50, "too little was written to say anything: {account:?}");
+        ensure!(account.zookeeper.1.is_empty() && account.kafka.1.is_empty(), "lost: {account:?}");
+        Ok(())
+    });
+    scenarios.finish();
+}
+
+/// Gives an order that must be accepted.
+fn order(region: &Region, words: &[&str]) -> anyhow::Result<()> {
+    let answer = region.ctl(words)?;
+    ensure!(answer.code == 0, "{words:?}: {} {}{}", answer.code, answer.stdout, answer.stderr);
+    Ok(())
+}
+
+fn of_role(region: &Region, role: &str) -> anyhow::Result<Vec<Slot>> {
+    Ok(region.slots()?.into_iter().filter(|slot| slot.role == role).collect())
+}
+
+fn voters(region: &Region) -> anyhow::Result<BTreeSet<u32>> {
+    let listed = region.block_on(async { writers::ensemble(&region.env("ZOOKEEPER_CONNECT")?).await })?;
+    Ok(listed.into_iter().filter(|(_, line)| line.contains(":participant")).map(|(id, _)| id).collect())
+}
+
+/// Waits until ZooKeeper itself lists as many voters, which are those of the role's healthy slots.
+fn wait_voters(region: &Region, count: usize) -> anyhow::Result<()> {
+    let since = Instant::now();
+    wait_until(&format!("{count} members vote"), DONE, || {
+        let (voters, slots) = (voters(region)?, of_role(region, "zookeeper")?);
+        let members: BTreeSet<u32> = slots.iter().filter(|slot| slot.healthy()).filter_map(|slot| slot.member_id).collect();
+        ensure!(voters.len() == count && voters.is_subset(&members), "{voters:?} vote, {members:?} are healthy");
+        Ok(Some(()))
+    })?;
+    println!("   {count} voters after {:.1} s", since.elapsed().as_secs_f32());
+    region.wait_healthy(DONE).map(drop)
+}
+
+fn ensemble_grows_and_shrinks(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let founders = voters(region)?;
+    order(region, &["scale", "zookeeper", "5"])?;
+    wait_voters(region, 5)?;
+    ensure!(founders.is_subset(&voters(region)?), "who voted before votes on");
+    order(region, &["scale", "zookeeper", "3"])?;
+    wait_voters(region, 3)
+}
+
+fn brokers(region: &Region) -> anyhow::Result<Vec<String>> {
+    region.block_on(async { writers::brokers(&region.env("ZOOKEEPER_CONNECT")?).await })
+}
+
+fn wait_brokers(region: &Region, wanted: &[&str]) -> anyhow::Result<()> {
+    let since = Instant::now();
+    wait_until(&format!("the brokers are {wanted:?}"), DONE, || {
+        let now = brokers(region)?;
+        ensure!(now == wanted, "{now:?} are registered");
+        Ok(Some(()))
+    })?;
+    println!("   brokers {wanted:?} after {:.1} s", since.elapsed().as_secs_f32());
+    region.wait_healthy(DONE).map(drop)
+}
+
+fn broker_comes_and_goes(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    order(region, &["scale", "kafka", "4"])?;
+    wait_brokers(region, &["1", "2", "3", "4"])?;
+    let topic = Topic { region, name: "on-the-fourth" };
+    topic.make(&[4, 1, 2])?;
+    // 8 MB: enough to be copied and not just begun.
+    topic.fill(2_000, 4_096)?;
+    order(region, &["scale", "kafka", "3"])?;
+    wait_brokers(region, &["1", "2", "3"])?;
+    let copies: BTreeSet<u32> = topic.copies()?.into_iter().collect();
+    ensure!(copies == [1, 2, 3].into(), "its copies are on {copies:?}");
+    ensure!(topic.count()? == 2_000, "{} of 2000 records are left", topic.count()?);
+    wait_until("the reassignment's throttle is lifted", seconds(60), || {
+        let throttled: Vec<String> = topic.settings()?.into_keys().filter(|key| key.contains("throttled")).collect();
+        ensure!(throttled.is_empty(), "{throttled:?}");
+        Ok(Some(()))
+    })?;
+    let told = region.events(0)?.iter().any(|event| event["kind"] == "partitions reassigned");
+    ensure!(told, "no event tells of it");
+    Ok(())
+}
+
+fn broker_moves_without_its_disk(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let topic = Topic { region, name: "copied" };
+    topic.make(&[1, 2, 3])?;
+    topic.fill(2_000, 4_096)?;
+    let before = region.slot("kafka-1")?;
+    let since = Instant::now();
+    order(region, &["move", "kafka-1", "--empty-disk"])?;
+    wait_until("it is healthy elsewhere, on another disk", DONE, || {
+        let now = region.slot("kafka-1")?;
+        ensure!(now.healthy() && now.instance != before.instance && now.volume != before.volume, "{now:?}");
+        Ok(Some(()))
+    })?;
+    region.wait_healthy(DONE)?;
+    println!("   moved and in sync after {:.1} s", since.elapsed().as_secs_f32());
+    let after = region.slot("kafka-1")?;
+    ensure!(after.member_id == before.member_id && after.generation > before.generation, "{before:?}, then {after:?}");
+    ensure!(topic.count()? == 2_000, "{} of 2000 records are left", topic.count()?);
+    Ok(())
+}
+
+/// The node that carries most of those whose zone has another one: volumes move within their zone.
+fn node_with_a_neighbour(region: &Region) -> anyhow::Result<String> {
+    let slots = region.slots()?;
+    let carries = |node: &str| slots.iter().filter(|slot| slot.instance.as_deref() == Some(node)).count();
+    let nodes: Vec<_> =
+        region.instances()?.into_iter().filter(|one| one.alive && one.group.as_deref().is_some_and(|group| group.ends_with("-nodes"))).collect();
+    let neighboured = nodes.iter().filter(|one| nodes.iter().any(|other| other.id != one.id && other.zone == one.zone));
+    neighboured.max_by_key(|one| carries(&one.id)).map(|one| one.id.clone()).context("no zone has two nodes")
+}
+
+fn node_is_emptied(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let node = node_with_a_neighbour(region)?;
+    let held = |node: &str| anyhow::Ok(region.slots()?.into_iter().filter(|slot| slot.instance.as_deref() == Some(node)).map(|slot| slot.name).collect::<Vec<_>>());
+    let before = held(&node)?;
+    let since = Instant::now();
+    order(region, &["drain", &node])?;
+    let emptied = wait_until("it holds nothing", DONE, || {
+        let now = held(&node)?;
+        ensure!(now.is_empty(), "{now:?}");
+        Ok(Some(()))
+    });
+    if let Err(error) = &emptied {
+        println!("   {error:#}; the plan: {}", region.json(&["plan"])?["gates"]);
+    }
+    order(region, &["drain", &node, "--undo"])?;
+    emptied?;
+    println!("   {before:?} elsewhere after {:.1} s", since.elapsed().as_secs_f32());
+    let lifecycle = region.json(&["nodes"])?;
+    let nodes = lifecycle.as_array().context("nodes are a list")?;
+    ensure!(nodes.iter().any(|one| one["instance"] == node.as_str()), "the instance is gone: {lifecycle}");
+    region.wait_healthy(DONE).map(drop)
+}
