@@ -8,8 +8,9 @@
 //!
 //! A session that is open goes on under the certificate it began with.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -132,13 +133,25 @@ impl Certificates {
     async fn enrol(&self) -> Result<Duration, EnrolError> {
         let node = &self.settings.node;
         let fresh = Fresh::new(&Name::node(&self.settings.cluster, &node.instance_id))?;
-        let coordinators = self.settings.coordinators.iter().map(std::net::SocketAddr::ip).collect::<Vec<_>>();
+        // Who may call back: those of the user data, and whom a coordinator has named since as the leader.
+        let known = self.settings.coordinators.iter().map(std::net::SocketAddr::ip).collect::<BTreeSet<_>>();
+        let callers = Mutex::new(known.clone());
         let answering = Answering::bind(node.address, &fresh).await.map_err(EnrolError::Port)?;
+        let (mut targets, mut asked) = (known.into_iter().collect::<VecDeque<_>>(), BTreeSet::new());
         let asking = async {
             let mut last = EnrolError::Answer("there is no coordinator".to_owned());
-            for address in &self.settings.coordinators {
-                match self.ask(address.ip(), &fresh).await {
-                    Err(EnrolError::Redirect(Some(leader))) => return self.ask(leader.ip(), &fresh).await,
+            while let Some(target) = targets.pop_front() {
+                asked.insert(target);
+                match self.ask(target, &fresh).await {
+                    // At once, but once: one with an old hint must not keep the others from being asked.
+                    Err(error @ EnrolError::Redirect(Some(leader))) => {
+                        callers.lock().unwrap_or_else(PoisonError::into_inner).insert(leader.ip());
+                        if !asked.contains(&leader.ip()) {
+                            targets.retain(|target| *target != leader.ip());
+                            targets.push_front(leader.ip());
+                        }
+                        last = error;
+                    }
                     Err(error @ EnrolError::Refused(_)) => return Err(error),
                     Err(error) => last = error,
                     granted => return granted,
@@ -147,7 +160,7 @@ impl Certificates {
             Err(last)
         };
         tokio::select! {
-            () = answering.run(coordinators) => Err(EnrolError::Answer("the call back is not answered any more".to_owned())),
+            () = answering.run(|caller| callers.lock().unwrap_or_else(PoisonError::into_inner).contains(&caller)) => Err(EnrolError::Answer("the call back is not answered any more".to_owned())),
             asked = asking => asked,
         }
     }

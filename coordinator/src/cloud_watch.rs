@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::json;
 use tracing::{info, warn};
-use vp_cloud::ec2::{InstanceState, VolumeState};
+use vp_cloud::{
+    ec2::{InstanceState, VolumeState},
+    error::CloudError,
+};
 use vp_cluster::{
     ClusterState, Command, NodeId, SlotId, VolumeId, Zone, liveness, mutant,
     observe::{Instance, VolumeSeen},
@@ -179,17 +182,14 @@ impl CloudWatch {
             }
             let seen = slot.volume.as_ref().and_then(|volume| self.leader.world.lock().volumes.get(&volume.id).cloned());
             match (&slot.volume, state.holder(slot), seen) {
-                (Some(volume), Some((holder, _)), Some(VolumeSeen::Available)) => {
-                    let device = device(state, holder, id);
-                    match self.region.attach_volume(&volume.id.0, &holder.0, &device).await {
-                        Ok(()) => {
-                            info!(slot = %id, volume = %volume.id, node = %holder, "volume attached");
-                            self.leader.world.lock().volumes.insert(volume.id.clone(), VolumeSeen::AttachedTo(holder.clone()));
-                            self.leader.wake.notify_one();
-                        }
-                        Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not attached yet"),
+                (Some(volume), Some((holder, _)), Some(VolumeSeen::Available)) => match self.attach(&volume.id, holder).await {
+                    Ok(()) => {
+                        info!(slot = %id, volume = %volume.id, node = %holder, "volume attached");
+                        self.leader.world.lock().volumes.insert(volume.id.clone(), VolumeSeen::AttachedTo(holder.clone()));
+                        self.leader.wake.notify_one();
                     }
-                }
+                    Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not attached yet"),
+                },
                 // Given back by the agent's own word: the old node lives on without it. A terminated one loses its volumes by itself.
                 (Some(volume), holder, Some(VolumeSeen::AttachedTo(at)))
                     if lives(&at) && (mutant!("volume-detached-from-holder") || holder.is_none_or(|(holder, _)| *holder != at)) =>
@@ -205,6 +205,18 @@ impl CloudWatch {
                 _ => {}
             }
         }
+    }
+
+    /// Attaches a volume under the first device name that is free. Which names are taken only EC2 knows: a node may still have a volume that a slot left behind.
+    async fn attach(&self, volume: &VolumeId, holder: &NodeId) -> Result<(), CloudError> {
+        let mut refused = Ok(());
+        for name in device_names() {
+            refused = self.region.attach_volume(&volume.0, &holder.0, &name).await;
+            if !refused.as_ref().is_err_and(is_taken) {
+                break;
+            }
+        }
+        refused
     }
 
     /// Whether this coordinator leads as of now, by a quorum, and the state as of now still gives `at` no claim to the volume. What takes something away asks
@@ -264,13 +276,14 @@ impl CloudWatch {
     }
 }
 
-/// A device name that no other volume of the node has: by the slot's rank among all slots (`/dev/sdf` to `/dev/sdp`, then `/dev/xvdba` …).
-fn device(state: &ClusterState, holder: &NodeId, id: &SlotId) -> String {
-    let rank = state.held_by(holder).position(|(held, _)| held == id).unwrap_or(0);
-    match u8::try_from(rank) {
-        Ok(rank) if rank < 11 => format!("/dev/sd{}", char::from(b'f' + rank)),
-        _ => format!("/dev/xvdb{}", char::from(b'a' + u8::try_from(rank % 26).unwrap_or(0))),
-    }
+/// Names for a node's volumes, as EC2 allows them: `/dev/sdf` to `/dev/sdp`, then `/dev/xvdba` to `/dev/xvdbz`.
+fn device_names() -> impl Iterator<Item = String> {
+    ('f'..='p').map(|letter| format!("/dev/sd{letter}")).chain(('a'..='z').map(|letter| format!("/dev/xvdb{letter}")))
+}
+
+/// "Attachment point /dev/sdf is already in use": EC2 has no code of its own for it.
+fn is_taken(error: &CloudError) -> bool {
+    matches!(error, CloudError::Invalid { code, reason, .. } if code == "InvalidParameterValue" && reason.contains("already in use"))
 }
 
 pub(crate) fn translate(state: InstanceState) -> Instance {

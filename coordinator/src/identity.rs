@@ -31,6 +31,8 @@ pub enum Refusal {
     Request(#[from] RequestError),
     #[error("the certificate request is for {wish}, the claim is of instance {claim}")]
     Wish { wish: String, claim: String },
+    #[error("the call comes from {from}, the claim is of an instance at {address}")]
+    Elsewhere { from: String, address: String },
     #[error("the call back to the instance's address: {0}")]
     Proof(#[from] ProofError),
     /// Not a refusal for ever: EC2 could not be asked.
@@ -42,8 +44,17 @@ impl Refusal {
     /// Was the document the region's own, and the claim's instance the document's? Then the refusal is worth a person's attention.
     pub fn is_of_a_true_document(&self) -> bool {
         match self {
-            Self::Region { .. } | Self::Unknown(_) | Self::NotRunning(_) | Self::Group { .. } | Self::Address { .. } | Self::Proof(_) => true,
-            Self::Forged | Self::Unreadable(_) | Self::Other { .. } | Self::Cluster { .. } | Self::Request(_) | Self::Wish { .. } | Self::Later(_) => false,
+            Self::Region { .. } | Self::NotRunning(_) | Self::Group { .. } | Self::Address { .. } | Self::Proof(_) => true,
+            // The region signs documents of every account's instances; this one is of none of ours.
+            Self::Unknown(_) => false,
+            Self::Elsewhere { .. }
+            | Self::Forged
+            | Self::Unreadable(_)
+            | Self::Other { .. }
+            | Self::Cluster { .. }
+            | Self::Request(_)
+            | Self::Wish { .. }
+            | Self::Later(_) => false,
         }
     }
 }

@@ -80,10 +80,10 @@ impl Leader {
     pub fn observations(&self) -> Observations {
         let mut obs = Observations { lease_ms: self.settings.user_data.lease_ms, ..Observations::default() };
         self.world.observe(&mut obs);
-        self.registry.observe(&mut obs);
+        let state = self.state();
+        self.registry.observe(&state, &mut obs);
         let seen = self.world.lock();
         obs.joining = seen.nodes == 0 || obs.now_ms.saturating_sub(seen.joined_ms) < JOINING_MS;
-        let state = self.state();
         let group = &state.coordinators;
         // Not asked yet: they are taken to live, so that no zone counts as lost.
         let answers = |slot: u32| {

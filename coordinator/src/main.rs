@@ -158,8 +158,14 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
     tokio::pin!(raft_ended);
     let stands_aside = tokio::select! {
-        ended = server => return ended?.context("the gRPC server ended"),
-        ended = enrolling => return ended?.context("the enrolment server ended"),
+        ended = server => {
+            ended?.context("the gRPC server ended")?;
+            bail!("the members' door is closed");
+        }
+        ended = enrolling => {
+            ended?.context("the enrolment server ended")?;
+            bail!("the enrolment door is closed");
+        }
         ended = &mut raft_ended => return ended.context("the log's task ended"),
         () = spawned(control.run()) => bail!("the control loop ended"),
         () = spawned(watch.run()) => bail!("the cloud watch ended"),

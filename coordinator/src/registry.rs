@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 use vp_cluster::{
-    Generation, NodeId, Session, SlotId,
+    ClusterState, Generation, NodeId, Session, SlotId,
     observe::{Observations, Phase, SlotSeen},
     self_watch::SelfWatch,
 };
@@ -210,8 +210,9 @@ impl Registry {
         inner.entries.iter().filter(|(_, entry)| suspect(entry)).map(|(node, _)| node.clone()).collect()
     }
 
-    /// Fills in what this memory knows.
-    pub fn observe(&self, obs: &mut Observations) {
+    /// Fills in what this memory knows. Of a slot only its holder's word counts, at the generation it holds: what others report of it, or what it reports
+    /// of an earlier time, says nothing.
+    pub fn observe(&self, state: &ClusterState, obs: &mut Observations) {
         obs.now_ms = self.now_ms();
         let mut inner = self.lock();
         obs.trusted_since_ms = inner.own.look(obs.now_ms, obs.lease_ms);
@@ -221,11 +222,9 @@ impl Registry {
             seen.heard_ms = entry.heard_ms;
             seen.acknowledged_ms = entry.acknowledged_ms;
             for (slot, report) in &entry.slots {
-                let seen =
-                    SlotSeen { generation: Generation(report.generation), phase: phase(report.phase()), facts: report.facts.clone().into_iter().collect() };
-                // A node that lost a slot may still report it at an older generation: the newest counts.
-                let newer = obs.slots.get(slot).is_none_or(|known| known.generation <= seen.generation);
-                if newer {
+                let generation = Generation(report.generation);
+                if state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(node) && live.generation == generation) {
+                    let seen = SlotSeen { generation, phase: phase(report.phase()), facts: report.facts.clone().into_iter().collect() };
                     obs.slots.insert(slot.clone(), seen);
                 }
             }
@@ -271,9 +270,9 @@ mod tests {
         BTreeMap::from([(SlotId::new("kafka", 1), report)])
     }
 
-    fn observed(registry: &Registry) -> Observations {
+    fn observed(registry: &Registry, state: &ClusterState) -> Observations {
         let mut obs = Observations::default();
-        registry.observe(&mut obs);
+        registry.observe(state, &mut obs);
         obs
     }
 
@@ -323,21 +322,27 @@ mod tests {
         let seat = registry.open(&node(), Session(1)).unwrap();
         registry.heard(&node(), seat.stream, report(5, v1::Phase::Healthy), None);
         registry.begin_term();
-        let obs = observed(&registry);
+        let obs = observed(&registry, &ClusterState::default());
         assert!(obs.nodes.is_empty() && obs.slots.is_empty());
         assert!(!registry.acknowledge(&node(), seat.stream));
     }
 
     #[test]
-    fn of_two_reports_on_a_slot_the_newer_generation_counts() {
+    fn of_reports_on_a_slot_the_holders_counts_and_nobody_elses_whatever_the_generation() {
         let registry = Registry::default();
-        for (name, generation) in [("i-1", 9), ("i-2", 4)] {
+        let kafka = SlotId::new("kafka", 1);
+        let slot = vp_cluster::state::Slot { holder: Some(node()), generation: Generation(9), ..Default::default() };
+        let state = ClusterState { slots: BTreeMap::from([(kafka.clone(), slot)]), ..ClusterState::default() };
+        let tell = |name: &str, generation, phase| {
             let seat = registry.open(&name.into(), Session(1)).unwrap();
-            registry.heard(&name.into(), seat.stream, report(generation, v1::Phase::Healthy), None);
+            registry.heard(&name.into(), seat.stream, report(generation, phase), None);
+            observed(&registry, &state).phase(&kafka, Generation(9))
+        };
+        assert_eq!(tell("i-1", 8, v1::Phase::Healthy), Phase::Unknown, "of an earlier time");
+        assert_eq!(tell("i-1", 9, v1::Phase::Starting), Phase::Starting);
+        for generation in [8, 9, 10, u64::MAX] {
+            assert_eq!(tell("i-9", generation, v1::Phase::Healthy), Phase::Starting, "a stranger at generation {generation}");
         }
-        let obs = observed(&registry);
-        assert_eq!(obs.phase(&SlotId::new("kafka", 1), vp_cluster::Generation(9)), Phase::Healthy);
-        assert_eq!(obs.phase(&SlotId::new("kafka", 1), vp_cluster::Generation(4)), Phase::Unknown);
     }
 
     fn publish(registry: &Registry, revision: u64, held: &[(&str, u64)], address: &str) {

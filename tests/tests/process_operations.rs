@@ -162,7 +162,8 @@ fn node_with_a_neighbour(region: &Region) -> anyhow::Result<String> {
 fn node_is_emptied(region: &Region) -> anyhow::Result<()> {
     region.wait_healthy(seconds(120))?;
     let node = node_with_a_neighbour(region)?;
-    let held = |node: &str| anyhow::Ok(region.slots()?.into_iter().filter(|slot| slot.instance.as_deref() == Some(node)).map(|slot| slot.name).collect::<Vec<_>>());
+    let held =
+        |node: &str| anyhow::Ok(region.slots()?.into_iter().filter(|slot| slot.instance.as_deref() == Some(node)).map(|slot| slot.name).collect::<Vec<_>>());
     let before = held(&node)?;
     let since = Instant::now();
     order(region, &["drain", &node])?;

@@ -94,6 +94,11 @@ impl Credentials {
         let found = PrivatePkcs8KeyDer::from_pem_slice(&read(&key)?).map_err(|error| malformed(&key, error.to_string()))?;
         let credentials = Self { chain, key: found.secret_pkcs8_der().to_vec() };
         credentials.certificate().map_err(|error| malformed(&certificate, error.to_string()))?;
+        // A crash between the two renames of `save` leaves a key and a certificate of different times.
+        let signs = rustls::crypto::ring::default_provider().key_provider.load_private_key(credentials.key());
+        let signs = signs.map_err(|error| malformed(&key, error.to_string()))?;
+        let fit = rustls::sign::CertifiedKey::new(credentials.chain.clone(), signs).keys_match();
+        fit.map_err(|error| malformed(&key, format!("it is not the certificate's: {error}")))?;
         Ok(credentials)
     }
 

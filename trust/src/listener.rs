@@ -49,7 +49,7 @@ pub struct Bounds {
     pub connections_per_address: usize,
 }
 
-/// A door that is open; closed when the stream of [`Listener::incoming`] is dropped.
+/// A door that is open; closed by its thread as soon as that sees that the stream of [`Listener::incoming`] was dropped.
 pub struct Listener {
     listener: std::net::TcpListener,
     acceptor: TlsAcceptor,
@@ -113,7 +113,7 @@ impl Listener {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::debug!(%error, "connection not accepted");
-                    tokio::time::sleep(PAUSE).await;
+                    let _ = timeout(PAUSE, ready.closed()).await;
                     continue;
                 }
             };

@@ -213,14 +213,18 @@ impl Cluster {
         // A call that went out and never came back may have taken effect.
         let mut unanswered = false;
         let mut reasons = Vec::new();
+        let mut untrusted = None;
         while Instant::now() < until {
             let round: Vec<String> = hint.take().into_iter().chain(self.addresses.iter().cloned()).collect();
             reasons.clear();
             for address in round {
                 let client = match self.connect(&address).await {
                     Ok(client) => client,
-                    Err(status) if status.code() == Code::Unauthenticated => return Err(Failure::Untrusted { reason: status.message().to_owned() }),
                     Err(status) => {
+                        // One bad clock, or a stranger at an old address, is not the cluster's word.
+                        if status.code() == Code::Unauthenticated {
+                            untrusted = Some(status.message().to_owned());
+                        }
                         reasons.push(format!("{address}: {}", why(&status)));
                         continue;
                     }
@@ -243,6 +247,9 @@ impl Cluster {
                     Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {}
                     _ => return Err(refusal(what, &status)),
                 }
+            }
+            if let Some(reason) = untrusted.take().filter(|_| !answered && !unanswered) {
+                return Err(Failure::Untrusted { reason });
             }
             if hint.is_none() {
                 tokio::time::sleep(ROUND).await; // between rounds; the condition is an answer

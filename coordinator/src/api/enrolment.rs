@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use tracing::{debug, info, warn};
 use vp_cluster::NodeId;
 use vp_proto::v1::{self, enrolment_server::Enrolment};
-use vp_trust::{Name, Request as CertificateRequest, proof};
+use vp_trust::{Caller, Name, Request as CertificateRequest, proof};
 
 use super::{limits, not_leader};
 use crate::{
@@ -54,10 +54,11 @@ impl Enrolment for EnrolmentApi {
         if !self.leader.leads() {
             return Err(not_leader(&self.leader));
         }
+        let from = request.extensions().get::<Caller>().map(|caller| caller.from);
         let asked = request.into_inner();
         let crowded = || Status::resource_exhausted("many instances enrol at this moment: try again");
         let _place = self.at_once.try_acquire().map_err(|_| crowded())?;
-        match self.judge(&asked).await {
+        match self.judge(&asked, from).await {
             Ok((wish, address)) => self.grant(&asked.instance_id, &wish, address).await.map(Response::new),
             Err(later @ Refusal::Later(_)) => Err(Status::unavailable(later.to_string())),
             Err(refusal) => {
@@ -73,7 +74,7 @@ impl EnrolmentApi {
         Self { leader, trust, verifier, at_once: Semaphore::new(limits::ENROLMENTS_AT_ONCE), busy: Mutex::default() }
     }
 
-    async fn judge(&self, asked: &v1::EnrollRequest) -> Result<(CertificateRequest, IpAddr), Refusal> {
+    async fn judge(&self, asked: &v1::EnrollRequest, from: Option<IpAddr>) -> Result<(CertificateRequest, IpAddr), Refusal> {
         let wish = CertificateRequest::read(&asked.certificate_request)?;
         if wish.name != Name::node(&self.leader.settings.user_data.cluster, &asked.instance_id) {
             return Err(Refusal::Wish { wish: wish.name.to_string(), claim: asked.instance_id.chars().take(40).collect() });
@@ -86,10 +87,14 @@ impl EnrolmentApi {
             signature: &asked.identity_signature,
         };
         self.verifier.verify_document(&claim)?;
+        let address: IpAddr = asked.address.parse().map_err(|_| Refusal::Unreadable(format!("{:?} is no address", asked.address)))?;
+        // A document is the same for ever, and others may have it: whoever shows it elsewhere takes nobody's turn.
+        if from != Some(address) {
+            return Err(Refusal::Elsewhere { from: from.map(|from| from.to_string()).unwrap_or_default(), address: address.to_string() });
+        }
         // From here on it costs somebody else something: one at a time for an instance.
         let _turn = self.turn(&asked.instance_id)?;
         self.verifier.look_up(&asked.instance_id, &asked.address).await?;
-        let address: IpAddr = asked.address.parse().map_err(|_| Refusal::Unreadable(format!("{:?} is no address", asked.address)))?;
         proof::ask(address, self.trust.address(), wish.public_key(), limits::CALL_BACK).await?;
         Ok((wish, address))
     }
@@ -104,8 +109,12 @@ impl EnrolmentApi {
 
     async fn grant(&self, instance_id: &str, wish: &CertificateRequest, address: IpAddr) -> Result<v1::EnrollResponse, Status> {
         // A leader that has been replaced meanwhile would issue one that is older than what its successor issues: refused by everybody, for no reason to see.
+        let term = self.leader.raft.status().term;
         self.leader.raft.read_index().await.map_err(|_| not_leader(&self.leader))?;
-        let serial = self.leader.certificates.issue(&NodeId(instance_id.to_owned()), self.leader.raft.status().term);
+        if self.leader.raft.status().term != term {
+            return Err(not_leader(&self.leader));
+        }
+        let serial = self.leader.certificates.issue(&NodeId(instance_id.to_owned()), term);
         let lifetime_s = self.leader.settings.user_data.trust.certificate_lifetime_s;
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let chain = self.trust.authority.node(wish, address, serial, now_s, Duration::from_secs(lifetime_s));

@@ -61,10 +61,11 @@ pub const FACTS: usize = 16;
 pub const FACT_CHARACTERS: usize = 128;
 
 /// Messages a second from one agent, on average: a heartbeat at each quarter of the shortest lease, four more when there is news, each with a word for every
-/// slot given back and not yet taken, of which a node that is drained has a dozen. 256 cost a hundredth of a core.
-pub const MESSAGES_PER_SECOND: u32 = 256;
+/// slot given back and not yet taken, of which a node that is drained has a dozen: some 100. Below what one stream can have confirmed (one round of reads in
+/// 4 ms), so that a flood is told by its rate.
+pub const MESSAGES_PER_SECOND: u32 = 128;
 /// Messages at once, after silence.
-pub const MESSAGES_BURST: u32 = 512;
+pub const MESSAGES_BURST: u32 = 256;
 
 /// Streams of one connection: an agent has one, a coordinator three, a person's program a few.
 const STREAMS: u32 = 32;

@@ -16,6 +16,7 @@ use vp_cluster::{
     state::{Lifecycle, Slot},
 };
 use vp_proto::v1::{self, operators_server::Operators};
+use vp_trust::{Caller, Who};
 
 use super::{
     group, not_done, not_read,
@@ -171,7 +172,15 @@ impl Operators for OperatorsApi {
     }
 
     async fn release_brake(&self, request: Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::Accepted>, Status> {
-        let request = request.into_inner();
+        let name = request.extensions().get::<Caller>().and_then(|caller| match &caller.certificate.as_ref()?.name.who {
+            Who::Operator { name, .. } => Some(name.clone()),
+            _ => None,
+        });
+        let mut request = request.into_inner();
+        // Who it was the certificate says; what the caller says of itself is a remark.
+        if let Some(name) = name.filter(|name| *name != request.by) {
+            request.by = if request.by.is_empty() { name } else { format!("{name} (as {})", request.by) };
+        }
         self.order_once(&request.request_id, |state| orders::release_brake(state, &self.leader.observations(), &request)).await
     }
 

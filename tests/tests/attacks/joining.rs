@@ -88,8 +88,23 @@ fn a_replayed_document_is_refused_when_nobody_answers_at_the_instances_address()
         let fresh = Fresh::new(&cell().name(&victim.id)).unwrap();
         let thief = cell().elsewhere(10);
         // The thief answers, but where it is.
-        let answer = answered(thief, &fresh, cell(), submit(cell(), thief, victim.claim(fresh.der()))).await.unwrap();
+        let answer = answered(thief, &fresh, cell(), submit(cell(), victim.address, victim.claim(fresh.der()))).await.unwrap();
         refused(answer, Code::PermissionDenied, "nobody answers");
+    });
+}
+
+#[test]
+fn a_replayed_document_from_another_address_takes_nobodys_turn() {
+    attack(async {
+        let victim = Machine::launch(cell(), "i-turn").unwrap();
+        let thiefs = Fresh::new(&cell().name(&victim.id)).unwrap();
+        let replay = async |host| {
+            for _ in 0..20 {
+                refused(submit(cell(), cell().elsewhere(host), victim.claim(thiefs.der())).await, Code::PermissionDenied, "the call comes from");
+            }
+        };
+        let (own, ..) = tokio::join!(victim.enrol(cell()), replay(12), replay(13));
+        own.unwrap();
     });
 }
 
@@ -98,7 +113,7 @@ fn a_replayed_document_is_refused_when_the_true_agent_answers() {
     attack(async {
         let victim = Machine::launch(cell(), "i-replayed2").unwrap();
         let (true_one, thiefs) = (Fresh::new(&cell().name(&victim.id)).unwrap(), Fresh::new(&cell().name(&victim.id)).unwrap());
-        let answer = answered(victim.address, &true_one, cell(), submit(cell(), cell().elsewhere(11), victim.claim(thiefs.der()))).await.unwrap();
+        let answer = answered(victim.address, &true_one, cell(), submit(cell(), victim.address, victim.claim(thiefs.der()))).await.unwrap();
         refused(answer, Code::PermissionDenied, "does not hold the request's key");
     });
 }
@@ -108,8 +123,8 @@ fn a_captured_request_gives_a_certificate_to_its_maker_alone() {
     attack(async {
         let victim = Machine::launch(cell(), "i-captured").unwrap();
         let fresh = Fresh::new(&cell().name(&victim.id)).unwrap();
-        // All that went over the wire, sent again from elsewhere while the victim answers: what comes back fits the victim's key.
-        let answer = answered(victim.address, &fresh, cell(), submit(cell(), cell().elsewhere(12), victim.claim(fresh.der()))).await.unwrap().unwrap();
+        // All that went over the wire, sent again while the victim answers: what comes back fits the victim's key.
+        let answer = answered(victim.address, &fresh, cell(), submit(cell(), victim.address, victim.claim(fresh.der()))).await.unwrap().unwrap();
         let chain = answer.certificates.into_iter().map(Into::into).collect();
         let thief = vp_trust::Credentials::new(chain, KeyPair::generate().unwrap().serialized_der());
         assert!(vp_trust::tls::client(cell().authority.hash(), Some(&thief)).is_err(), "without its key it is worth nothing");
@@ -154,11 +169,10 @@ fn a_claim_to_be_called_back_elsewhere_is_refused() {
         refused(claim(&machine, |claim| claim.address = elsewhere.to_string()).await, Code::PermissionDenied, "address");
         // Nor when the document says so too, and EC2 does not.
         let moved = cell().document(&machine.id, elsewhere, "us-east-1", false).unwrap();
-        let change = |claim: &mut EnrollRequest| {
-            claim.address = elsewhere.to_string();
-            (claim.identity_document, claim.identity_signature) = moved;
-        };
-        refused(claim(&machine, change).await, Code::PermissionDenied, "EC2 says the address");
+        let fresh = Fresh::new(&cell().name(&machine.id)).unwrap();
+        let claim = EnrollRequest { address: elsewhere.to_string(), identity_document: moved.0, identity_signature: moved.1, ..machine.claim(fresh.der()) };
+        let answer = answered(elsewhere, &fresh, cell(), submit(cell(), elsewhere, claim)).await.unwrap();
+        refused(answer, Code::PermissionDenied, "EC2 says the address");
     });
 }
 

@@ -67,6 +67,17 @@ fn a_connection_that_asks_for_nothing_is_closed() {
 }
 
 #[test]
+fn a_caller_that_reads_nothing_is_closed_though_it_never_lets_the_coordinator_read() {
+    attack(async {
+        let mut stream = begun(59).await;
+        // Each ping wants an answer, which is not read: soon the coordinator can write no more, and reads no more either.
+        let pings = frame(PING, 0, 0, &[7; 8]).repeat(4096);
+        let endless = async { while stream.write_all(&pings).await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(15), endless).await.expect("the coordinator hangs up");
+    });
+}
+
+#[test]
 fn headers_that_drip_byte_by_byte_end_the_connection() {
     attack(async {
         let (mut read, mut write) = tokio::io::split(begun(62).await);
