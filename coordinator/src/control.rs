@@ -107,7 +107,7 @@ impl Control {
             // First the moves, then what is told of them: an event in between would take the ground from under the plan.
             fail_point!("control::plan");
             let commands = std::mem::take(&mut round.commands);
-            let over = commands.is_empty() || !self.carry_out(commands).await;
+            let over = commands.is_empty() || !self.carry_out(commands, &obs).await;
             self.note(&state, &obs, &round).await;
             if over || looks == LOOKS {
                 break (self.leader.state(), obs);
@@ -118,15 +118,19 @@ impl Control {
     }
 
     /// False: nothing was accepted, and looking again at once would find the same.
-    async fn carry_out(&self, commands: Vec<Command>) -> bool {
+    async fn carry_out(&self, commands: Vec<Command>, obs: &Observations) -> bool {
         let mut accepted = false;
         for command in commands {
             if let Command::NodeLost { node, .. } = &command
                 && !mutant!("not-condemned")
             {
-                // Before it is proposed: from here on the session is never acknowledged again.
+                // Before it is proposed: from here on the session is never acknowledged again. Commands before this one took their time; a node that was
+                // acknowledged meanwhile is not lost.
                 fail_point!("control::condemn");
-                self.leader.registry.condemn(node);
+                if !self.leader.registry.condemn(node, obs.nodes.get(node).and_then(|seen| seen.acknowledged_ms)) {
+                    info!(%node, "acknowledged since it was looked at: not lost");
+                    continue;
+                }
             }
             fail_point!("control::propose_plan");
             accepted |= self.propose(command).await;

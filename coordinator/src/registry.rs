@@ -172,11 +172,16 @@ impl Registry {
         true
     }
 
-    /// From here on the session is never acknowledged again: its loss is about to be proposed.
-    pub fn condemn(&self, node: &NodeId) {
-        if let Some(entry) = self.lock().entries.get_mut(node) {
-            entry.condemned = true;
+    /// From here on the session is never acknowledged again: its loss is about to be proposed. False, and nothing has changed: it has been acknowledged since
+    /// its silence was looked at (`acknowledged_ms` as it was then), so its lease runs longer than that look knew.
+    pub fn condemn(&self, node: &NodeId, acknowledged_ms: Option<u64>) -> bool {
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(node) else { return true };
+        if entry.acknowledged_ms != acknowledged_ms {
+            return false;
         }
+        entry.condemned = true;
+        true
     }
 
     /// Publishes each node's desired set if its content has changed. A node that holds nothing is not told who else there is: it would be told at every move.
@@ -276,6 +281,10 @@ mod tests {
         obs
     }
 
+    fn acknowledged(registry: &Registry) -> Option<u64> {
+        observed(registry, &ClusterState::default()).nodes.get(&node()).and_then(|seen| seen.acknowledged_ms)
+    }
+
     #[test]
     fn a_later_stream_takes_the_seat_and_the_earlier_is_told() {
         let registry = Registry::default();
@@ -296,11 +305,25 @@ mod tests {
         let registry = Registry::default();
         let seat = registry.open(&node(), Session(1)).unwrap();
         assert!(registry.acknowledge(&node(), seat.stream));
-        registry.condemn(&node());
+        assert!(registry.condemn(&node(), acknowledged(&registry)));
         assert!(!registry.acknowledge(&node(), seat.stream));
         assert!(registry.open(&node(), Session(1)).is_none());
         let again = registry.open(&node(), Session(2)).unwrap();
         assert!(registry.acknowledge(&node(), again.stream));
+    }
+
+    #[test]
+    fn a_session_that_was_acknowledged_since_its_silence_was_looked_at_is_not_condemned() {
+        let now = Arc::new(std::sync::atomic::AtomicU64::new(5));
+        let clock = now.clone();
+        let registry = Registry::on(Box::new(move || clock.load(std::sync::atomic::Ordering::Relaxed)));
+        let seat = registry.open(&node(), Session(1)).unwrap();
+        assert!(registry.acknowledge(&node(), seat.stream));
+        let looked = acknowledged(&registry);
+        now.store(6, std::sync::atomic::Ordering::Relaxed);
+        assert!(registry.acknowledge(&node(), seat.stream));
+        assert!(!registry.condemn(&node(), looked));
+        assert!(registry.acknowledge(&node(), seat.stream), "it goes on");
     }
 
     #[test]
