@@ -43,6 +43,8 @@ check_tools() {
         tool clippy 0.1 "$(version 'clippy [0-9.]+' cargo clippy --version)" "rustup component add clippy."
     else
         tool go 1.25 "$(version 'go[0-9.]+' go version)" "Get it from https://go.dev/dl and put its bin folder on the PATH."
+    fi
+    if [[ $1 = demo || $1 = test ]]; then
         tool java 17 "$(version 'version "[0-9.]+' java -version)" "Debian 12: apt-get install openjdk-17-jdk-headless."
         tool mvn 3.8 "$(version 'Apache Maven [0-9.]+' mvn --version)" "Debian 12: apt-get install maven."
     fi

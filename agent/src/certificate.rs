@@ -159,8 +159,9 @@ impl Certificates {
             }
             Err(last)
         };
+        let may_call = |caller| callers.lock().unwrap_or_else(PoisonError::into_inner).contains(&caller);
         tokio::select! {
-            () = answering.run(|caller| callers.lock().unwrap_or_else(PoisonError::into_inner).contains(&caller)) => Err(EnrolError::Answer("the call back is not answered any more".to_owned())),
+            () = answering.run(may_call) => Err(EnrolError::Answer("the call back is not answered any more".to_owned())),
             asked = asking => asked,
         }
     }

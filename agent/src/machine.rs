@@ -15,7 +15,7 @@ pub struct Size {
     pub memory_mib: u32,
 }
 
-/// Size of an instance type of the families t3, c5 and m5; none when the type is not in the table.
+/// Size of an instance type of the families t3, c5, c6i, m5, m6i and r6i (EC2 User Guide); none when the type is not in the table.
 pub fn size_of_type(instance_type: &str) -> Option<Size> {
     let (family, size) = instance_type.split_once('.')?;
     let vcpus = match size {
@@ -31,8 +31,9 @@ pub fn size_of_type(instance_type: &str) -> Option<Size> {
         ("t3" | "t3a", "small") => 2048,
         ("t3" | "t3a", "medium") => 4096,
         ("t3" | "t3a", "large" | "xlarge" | "2xlarge") => vcpus * 4096,
-        ("c5", "large" | "xlarge" | "2xlarge" | "4xlarge") => vcpus * 2048,
-        ("m5", "large" | "xlarge" | "2xlarge" | "4xlarge") => vcpus * 4096,
+        ("c5" | "c6i", "large" | "xlarge" | "2xlarge" | "4xlarge") => vcpus * 2048,
+        ("m5" | "m6i", "large" | "xlarge" | "2xlarge" | "4xlarge") => vcpus * 4096,
+        ("r6i", "large" | "xlarge" | "2xlarge" | "4xlarge") => vcpus * 8192,
         _ => return None,
     };
     Some(Size { vcpus, memory_mib })
@@ -64,7 +65,7 @@ pub fn java() -> Option<PathBuf> {
 /// Asks the kernel to spare this process when memory runs out, and keeps its pages in memory if that is permitted.
 /// Both are wishes: without the right they change nothing.
 pub fn outrank_roles() {
-    // Not an error without CAP_SYS_RESOURCE: the roles still say more for themselves than we do (executor raises theirs).
+    // Not an error without CAP_SYS_RESOURCE: the roles still say more for themselves than we do (the supervisor and the guard raise theirs).
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
     lock_memory();
 }

@@ -167,15 +167,15 @@ impl ObjectStore {
         Self { client: Client::from_conf(config.build()) }
     }
 
-    /// Makes a bucket; one that is ours already is fine.
+    /// Makes a bucket; one that is ours already is fine. Whether it was made by this call (us-east-1 does not tell, and says yes).
     ///
     /// # Errors
     /// [`StoreError`] when the store refuses or does not answer.
-    pub async fn create_bucket(&self, bucket: &str) -> Result<(), StoreError> {
+    pub async fn create_bucket(&self, bucket: &str) -> Result<bool, StoreError> {
         match self.client.create_bucket().bucket(bucket).send().await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             Err(error) => match error.as_service_error().and_then(|inner| inner.code()) {
-                Some("BucketAlreadyOwnedByYou" | "BucketAlreadyExists") => Ok(()),
+                Some("BucketAlreadyOwnedByYou" | "BucketAlreadyExists") => Ok(false),
                 _ => Err(classify(bucket, "", error)),
             },
         }

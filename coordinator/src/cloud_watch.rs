@@ -194,6 +194,11 @@ impl CloudWatch {
                 (Some(volume), holder, Some(VolumeSeen::AttachedTo(at)))
                     if lives(&at) && (mutant!("volume-detached-from-holder") || holder.is_none_or(|(holder, _)| *holder != at)) =>
                 {
+                    // Out of sight before the last look at who claims it: from here on nobody is started on it until EC2 has been asked again, so a grant that
+                    // this last look does not see finds the start gate closed.
+                    if !mutant!("detached-in-sight") {
+                        self.leader.world.lock().volumes.remove(&volume.id);
+                    }
                     if !self.is_unclaimed(id, &volume.id, &at).await {
                         continue;
                     }

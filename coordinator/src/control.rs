@@ -110,7 +110,8 @@ impl Control {
             let over = commands.is_empty() || !self.carry_out(commands, &obs).await;
             self.note(&state, &obs, &round).await;
             if over || looks == LOOKS {
-                break (self.leader.state(), obs);
+                // What was judged by is told, not a newer state with this older look: a grant made since would be started on a volume that is being taken away.
+                break (state, obs);
             }
         };
         let living = state.nodes.iter().filter(|(_, node)| matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining)).map(|(id, _)| id);

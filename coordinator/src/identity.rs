@@ -41,13 +41,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Was the document the region's own, and the claim's instance the document's? Then the refusal is worth a person's attention.
-    pub fn is_of_a_true_document(&self) -> bool {
+    /// Did EC2 know the instance as one of our account? Then there are only so many, and each refusal is worth a person's attention. The region signs documents
+    /// of every account's instances, so a true document says nothing of the kind.
+    pub fn is_of_our_account(&self) -> bool {
         match self {
-            Self::Region { .. } | Self::NotRunning(_) | Self::Group { .. } | Self::Address { .. } | Self::Proof(_) => true,
-            // The region signs documents of every account's instances; this one is of none of ours.
-            Self::Unknown(_) => false,
-            Self::Elsewhere { .. }
+            Self::NotRunning(_) | Self::Group { .. } | Self::Address { .. } | Self::Proof(_) => true,
+            Self::Region { .. }
+            | Self::Unknown(_)
+            | Self::Elsewhere { .. }
             | Self::Forged
             | Self::Unreadable(_)
             | Self::Other { .. }
@@ -119,7 +120,8 @@ impl Verifier {
             return Err(Refusal::Region { document: document.region, ours: self.region.clone() });
         }
         if document.private_ip != claim.address {
-            return Err(Refusal::Address { ec2: document.private_ip, claim: claim.address.to_owned() });
+            let document = format!("an instance at {}", document.private_ip);
+            return Err(Refusal::Other { document, claim: claim.address.chars().take(40).collect() });
         }
         Ok(())
     }
@@ -226,7 +228,7 @@ mod tests {
         let (good, far, odd) = (sign(&key, DOCUMENT), sign(&key, &elsewhere), sign(&key, broken));
         let refusal = |claim: Claim<'_>| verifier.verify_document(&claim).unwrap_err();
         assert!(matches!(refusal(Claim { instance_id: "i-2", ..claim(DOCUMENT, &good) }), Refusal::Other { .. }));
-        assert!(matches!(refusal(Claim { address: "127.37.1.21", ..claim(DOCUMENT, &good) }), Refusal::Address { .. }));
+        assert!(matches!(refusal(Claim { address: "127.37.1.21", ..claim(DOCUMENT, &good) }), Refusal::Other { .. }));
         assert!(matches!(refusal(Claim { cluster: "prod", ..claim(DOCUMENT, &good) }), Refusal::Cluster { .. }));
         assert!(matches!(refusal(claim(&elsewhere, &far)), Refusal::Region { .. }));
         assert!(matches!(refusal(claim(broken, &odd)), Refusal::Unreadable(_)));

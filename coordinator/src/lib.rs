@@ -30,5 +30,6 @@ pub mod settings;
 pub mod state_hash;
 pub mod storage;
 pub mod trust;
+pub mod turns;
 pub mod world;
 pub mod zookeeper;

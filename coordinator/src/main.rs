@@ -39,6 +39,7 @@ use vp_coordinator::{
     settings::Settings,
     state_hash,
     trust::Trust,
+    turns,
     world::World,
     zookeeper::{Administrator, ZooKeeper},
 };
@@ -54,8 +55,13 @@ const SUPERSEDED: &str = "the cluster was restored as another incarnation: this 
 #[command(version, about)]
 struct Arguments {}
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
+    // Not this thread, from which the doors' are started.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(turns::short).build()?;
+    runtime.block_on(run())
+}
+
+async fn run() -> anyhow::Result<()> {
     #[cfg(feature = "failpoints")]
     let _points = fail::FailScenario::setup();
     Arguments::parse();
@@ -139,9 +145,9 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     let connections = membership::follow(network.clone(), member, leader.state.clone());
     let agreement = state_hash::run(leader.clone(), trust.clone(), state_hash.clone());
     let enrolment = EnrolmentApi::new(leader.clone(), trust.clone(), verifier.clone());
-    let agents = AgentsApi { leader: leader.clone(), verifier: verifier.clone() };
+    let agents = AgentsApi::new(leader.clone(), verifier.clone());
     let coordinators = CoordinatorsApi { leader: leader.clone(), verifier };
-    let operators = OperatorsApi { leader, trust, findings: found };
+    let operators = OperatorsApi::new(leader, trust, found);
     let server = bounded()
         .layer(Admission)
         .add_service(AgentsServer::new(agents).max_decoding_message_size(limits::AGENT_MESSAGE_BYTES))

@@ -2,13 +2,11 @@
 
 import json
 import re
-import uuid
 
 from corrections import lifecycle
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 _CONFIRM = re.compile(r"^/_keeper/instances/(i-[0-9a-f]+)/terminated$")
-_INCARNATION = str(uuid.uuid4())
 
 
 def _backend():
@@ -39,18 +37,19 @@ def _describe(instance, lifecycle_states) -> dict:
             for device, block in instance.block_device_mapping.items()
             if device != instance.root_device_name and device != "/dev/sda1"
         ],
-        "key": instance.key_name or "",
         "launched": instance.launch_time.isoformat(),
         "lifecycle": lifecycle_states.get(instance.id, "Terminated" if instance.state in ("shutting-down", "terminated") else "InService"),
     }
 
 
 def list_instances() -> dict:
+    """Every instance that the API still shows, whatever its state."""
     states = {s.instance.id: s.lifecycle_state for g in _groups().values() for s in g.instance_states}
-    return {"incarnation": _INCARNATION, "instances": [_describe(i, states) for i in _backend().all_instances()]}
+    return {"instances": [_describe(i, states) for i in _backend().all_instances()]}
 
 
 def confirm_terminated(instance_id: str) -> tuple[str, dict]:
+    """The keeper's word that nothing of an instance runs: from here on it is `terminated`. Status line and body of the answer."""
     found = [i for i in _backend().all_instances() if i.id == instance_id]
     if not found:
         return "404 Not Found", {"error": f"no instance {instance_id}"}

@@ -26,7 +26,7 @@ def drills(region, say):
 
 
 def leader(region, say):
-    """The leading coordinator's instance terminated. The last of all: its replacement waits (docs/roadmap.md), so one is missing from then on."""
+    """The leading coordinator's instance terminated: when another leads. Its successor joins by itself, later than is waited for here."""
     region.settle()
     try:
         report = region.json("drill", "--coordinator", str(region.json("status")["leader"]), "--timeout", "20", codes=(0, 2))

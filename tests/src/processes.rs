@@ -24,17 +24,6 @@ impl Region {
         found
     }
 
-    /// Processes of a slot wherever they are, by the instance.
-    pub fn role_processes(&self, role: &str) -> anyhow::Result<Vec<(String, Process)>> {
-        let mut found = Vec::new();
-        for slot in self.slots()?.into_iter().filter(|slot| slot.role == role) {
-            if let Some(instance) = slot.instance {
-                found.extend(self.slot_processes(&instance, &slot.name).into_iter().map(|process| (slot.name.clone(), process)));
-            }
-        }
-        Ok(found)
-    }
-
     /// A service of the region itself, by its name in the region's record.
     ///
     /// # Errors

@@ -59,6 +59,15 @@ pub struct Healing {
 }
 
 impl Region {
+    /// The live instances of the nodes' group.
+    ///
+    /// # Errors
+    /// EC2 or the keeper does not answer.
+    pub fn nodes(&self) -> anyhow::Result<Vec<Instance>> {
+        let of_nodes = |one: &Instance| one.alive && one.group.as_deref().is_some_and(|group| group.ends_with("-nodes"));
+        Ok(self.instances()?.into_iter().filter(of_nodes).collect())
+    }
+
     /// Every slot.
     ///
     /// # Errors

@@ -25,6 +25,16 @@ pub struct Topic<'a> {
     pub name: &'a str,
 }
 
+/// Makes a topic.
+///
+/// # Errors
+/// Kafka refuses it.
+pub(crate) async fn create(brokers: &str, topic: NewTopic<'_>) -> anyhow::Result<()> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    let made = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(PATIENCE))).await?;
+    made.into_iter().try_for_each(|one| one.map(drop).map_err(|(name, code)| anyhow::anyhow!("{name}: {code}")))
+}
+
 #[derive(Deserialize)]
 struct Copies {
     partitions: BTreeMap<String, Vec<u32>>,
@@ -53,11 +63,9 @@ impl Topic<'_> {
     /// # Errors
     /// Kafka refuses.
     pub fn make(&self, brokers: &[i32]) -> anyhow::Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self.client()?.create()?;
         let assignment = [brokers];
         let topic = NewTopic::new(self.name, 1, TopicReplication::Variable(&assignment)).set("min.insync.replicas", "2");
-        let made = self.region.block_on(admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(PATIENCE))))?;
-        made.into_iter().try_for_each(|one| one.map(drop).map_err(|(name, code)| anyhow::anyhow!("{name}: {code}")))
+        self.region.block_on(create(&self.region.env("KAFKA_BOOTSTRAP_SERVERS")?, topic))
     }
 
     /// Adds as many records of as many bytes, each acknowledged by all copies in sync.

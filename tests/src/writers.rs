@@ -13,15 +13,14 @@ use std::{
 use anyhow::Context;
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-    client::DefaultClientContext,
+    admin::{NewTopic, TopicReplication},
     consumer::{BaseConsumer, Consumer},
     producer::{FutureProducer, FutureRecord},
 };
 use tokio::time::timeout;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::Region;
+use crate::{Region, topics};
 
 const FOLDER: &str = "/foreign-writer";
 const TOPIC: &str = "foreign-writer";
@@ -48,7 +47,8 @@ impl Writers {
     /// They cannot be made.
     pub fn start(region: &Arc<Region>) -> anyhow::Result<Self> {
         let brokers = region.env("KAFKA_BOOTSTRAP_SERVERS")?;
-        region.block_on(make_topic(&brokers))?;
+        let topic = NewTopic::new(TOPIC, PARTITIONS, TopicReplication::Fixed(3)).set("min.insync.replicas", "2");
+        region.block_on(topics::create(&brokers, topic))?;
         region.block_on(async {
             let client = zookeeper(&region.env("ZOOKEEPER_CONNECT")?).await?;
             client.create(FOLDER, b"", &CreateMode::Persistent.with_acls(Acls::anyone_all())).await.map(drop).context("create the folder")
@@ -93,8 +93,21 @@ impl Drop for Writers {
 /// How many were acknowledged, and which of them are lost.
 #[derive(Debug)]
 pub struct Account {
-    pub zookeeper: (usize, Vec<u64>),
-    pub kafka: (usize, Vec<u64>),
+    zookeeper: (usize, Vec<u64>),
+    kafka: (usize, Vec<u64>),
+}
+
+impl Account {
+    /// Prints how much was acknowledged.
+    ///
+    /// # Errors
+    /// Something is lost, or too little was written to say anything.
+    pub fn ensure_whole(&self) -> anyhow::Result<()> {
+        println!("   acknowledged: {} ZooKeeper nodes, {} Kafka records", self.zookeeper.0, self.kafka.0);
+        anyhow::ensure!(self.zookeeper.0 > 50 && self.kafka.0 > 50, "too little was written to say anything: {self:?}");
+        anyhow::ensure!(self.zookeeper.1.is_empty() && self.kafka.1.is_empty(), "lost: {self:?}");
+        Ok(())
+    }
 }
 
 /// Runs `write` again and again, each time from the next number with a new connection, until the end; its errors are what the kills cause.
@@ -165,13 +178,6 @@ pub async fn brokers(addresses: &str) -> anyhow::Result<Vec<String>> {
     let mut ids = timeout(PATIENCE, zookeeper(addresses).await?.list_children("/brokers/ids")).await??;
     ids.sort();
     Ok(ids)
-}
-
-async fn make_topic(brokers: &str) -> anyhow::Result<()> {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
-    let topic = NewTopic::new(TOPIC, PARTITIONS, TopicReplication::Fixed(3)).set("min.insync.replicas", "2");
-    let made = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(PATIENCE))).await?;
-    made.into_iter().try_for_each(|one| one.map(drop).map_err(|(name, code)| anyhow::anyhow!("{name}: {code}")))
 }
 
 async fn write_records(region: &Region, next: &mut u64, ending: &AtomicBool, acknowledged: &Acknowledged) -> anyhow::Result<()> {

@@ -9,9 +9,11 @@ use std::{
 
 use vp_agent::{
     catalogue::{self, Catalogue},
+    machine,
     render::{Context, Member, Rendered, Renderer, SlotContext},
     settings::{Aws, Buckets, Node},
 };
+use vp_localcloud::keeper::instance_types;
 
 fn clone() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the clone").to_owned()
@@ -107,6 +109,14 @@ fn a_bigger_instance_makes_bigger_roles() {
     let heap = |memory_mib| rendered(&catalogue, "kafka", memory_mib).command.into_iter().find(|word| word.starts_with("-Xmx")).expect("a heap size");
     assert_eq!(heap(2048), "-Xmx341m");
     assert_eq!(heap(8192), "-Xmx1365m");
+}
+
+#[test]
+fn every_instance_type_of_a_local_region_is_as_large_for_the_agent_as_for_the_region() {
+    for name in instance_types::known() {
+        let theirs = instance_types::size(name).map(|size| (size.vcpus, size.memory_mib));
+        assert_eq!(machine::size_of_type(name).map(|size| (size.vcpus, u64::from(size.memory_mib))), theirs, "{name}");
+    }
 }
 
 /// The fenced blocks of the walk-through, in order: role.yaml, then its template.

@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vp-cloud", &[]),
     ("vp-agent", &["vp-proto", "vp-trust"]),
     ("vp-coordinator", &["vp-cloud", "vp-cluster", "vp-proto", "vp-trust"]),
-    ("vp-jobs", &["vp-cloud"]),
+    ("vp-jobs", &[]),
     ("vp-ingest", &["vp-cloud", "vp-jobs"]),
     ("vp-publish", &["vp-cloud", "vp-jobs"]),
     ("vp-localcloud", &["vp-cloud", "vp-trust"]),

@@ -114,7 +114,7 @@ async fn start(folder: &Path, root: &Root, number: u32, instance: &str, store: &
     let door = trust.members(COORDINATOR_PORT, limits::MEMBERS).unwrap();
     let server = limits::bounded()
         .layer(Admission)
-        .add_service(OperatorsServer::new(OperatorsApi { leader: leader.clone(), trust, findings }))
+        .add_service(OperatorsServer::new(OperatorsApi::new(leader.clone(), trust, findings)))
         .add_service(network.service(leader.raft.clone(), instance, state_hash::latest(reached)))
         .serve_with_incoming(door.incoming().unwrap());
     let serves = tokio::spawn(async move { server.await.unwrap() });

@@ -57,7 +57,12 @@ pub async fn ask(address: IpAddr, own: IpAddr, public_key: Vec<u8>, within: Dura
         };
         let stream = stream.map_err(|_| ProofError::Silent(address))?;
         let handshake = connector.connect(ServerName::IpAddress(address.ip().into()), stream).await;
-        handshake.map(drop).map_err(|source| ProofError::Other { address, source })
+        let answered = handshake.map_err(|source| ProofError::Other { address, source })?;
+        // A server that agrees on no protocol is not refused by TLS: it is another one than ours.
+        if answered.get_ref().1.alpn_protocol() != Some(tls::PROOF) {
+            return Err(ProofError::Other { address, source: std::io::Error::other("it speaks another protocol") });
+        }
+        Ok(())
     };
     timeout(within, asked).await.map_err(|_| ProofError::Silent(address))?
 }
@@ -130,6 +135,23 @@ mod tests {
         assert!(matches!(ask(HERE, COORDINATOR, other.public_key(), within).await, Err(ProofError::Other { .. })));
         answering.abort();
         thief.abort();
+    }
+
+    /// Who shows the right key and does not hold it, and who holds it and answers something else: both would pass for the instance.
+    #[tokio::test]
+    async fn a_key_that_is_shown_and_not_held_and_another_protocol_under_it_are_no_proof() {
+        let (victim, thief) = (fresh(), fresh());
+        let shown = tls::proving(victim.public_key(), thief.key()).unwrap();
+        let mut other = (*tls::proving(victim.public_key(), victim.key()).unwrap()).clone();
+        other.alpn_protocols = Vec::new();
+        for (host, config) in [(23, shown), (24, Arc::new(other))] {
+            let own = IpAddr::from([127, 131, 7, host]);
+            let listener = TcpListener::bind(SocketAddr::new(own, PORT)).await.unwrap();
+            let answering = tokio::spawn(Answering { listener, acceptor: TlsAcceptor::from(config) }.run(|from| from == COORDINATOR));
+            let answer = ask(own, COORDINATOR, victim.public_key(), Duration::from_secs(5)).await;
+            assert!(matches!(answer, Err(ProofError::Other { .. })), "{host}: {answer:?}");
+            answering.abort();
+        }
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use crate::verify::{ACoordinator, AHolderOf, AMember};
 
 const HTTP2: &[u8] = b"h2";
 /// Spoken by nothing else, so that a proof cannot be got from another TLS server with the same key.
-const PROOF: &[u8] = b"vp-proof/1";
+pub(crate) const PROOF: &[u8] = b"vp-proof/1";
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())

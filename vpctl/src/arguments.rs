@@ -115,20 +115,7 @@ pub enum Command {
         slot: String,
     },
     /// Move everything off an instance before it is taken away
-    Drain {
-        /// Instance id (a beginning that is unique will do) or address
-        #[arg(value_name = "NODE")]
-        node: String,
-        /// Take the drain back
-        #[arg(long)]
-        undo: bool,
-        /// Wait until nothing is left on it
-        #[arg(short, long, conflicts_with = "undo")]
-        wait: bool,
-        /// Give up waiting after so many seconds
-        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-        timeout: u64,
-    },
+    Drain(DrainArguments),
     /// Give an instance nothing new; what it carries stays
     Cordon {
         /// Instance id (a beginning that is unique will do) or address
@@ -233,6 +220,24 @@ pub enum SnapshotCommand {
     },
 }
 
+/// Which node, and whether to wait.
+#[derive(Debug, Args)]
+pub struct DrainArguments {
+    /// Instance id (a beginning that is unique will do) or address
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Take the drain back
+    #[arg(long)]
+    pub undo: bool,
+    /// Wait until nothing is left on it
+    #[arg(short, long, conflicts_with = "undo")]
+    pub wait: bool,
+    /// Give up waiting after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+}
+
+/// Which slot, and where to.
 #[derive(Debug, Args)]
 pub struct MoveArguments {
     /// Role and index, e.g. kafka-2

@@ -89,6 +89,9 @@ impl Failure {
             Self::Store(StoreError::Denied { .. }) => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)",
             Self::Cloud(CloudError::Unreachable { .. }) => "is the AWS endpoint up? for a local region: `vpctl dev status`",
             Self::Cloud(CloudError::Denied { .. }) => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)",
+            Self::Region(RegionError::Service { .. } | RegionError::Aws { .. } | RegionError::Store { .. }) => {
+                "`vpctl dev status` shows what runs, `vpctl dev logs` what it said; `vpctl dev up` goes on from where it stopped"
+            }
             _ => return None,
         };
         Some(text.to_owned())

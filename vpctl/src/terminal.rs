@@ -84,13 +84,14 @@ impl Screen {
         painted(self.colour, tone, text)
     }
 
-    /// The text over the last one on a terminal; elsewhere below it, after an empty line.
-    pub fn redrawn(&self, text: &str) -> String {
+    /// Writes the text over the last one on a terminal; elsewhere below it, after an empty line.
+    pub fn redraw(&self, text: &str) {
+        let text = harmless(text, self.colour);
         if !self.redraws {
-            return format!("{text}\n");
+            return Self::write(&format!("{text}\n"));
         }
         // Home, then each line clears what was right of it, then everything below: no flicker.
-        format!("\u{1b}[H{}\u{1b}[J", text.replace('\n', "\u{1b}[K\n"))
+        Self::write(&format!("\u{1b}[H{}\u{1b}[J", text.replace('\n', "\u{1b}[K\n")));
     }
 
     /// The text with every command it proposes (a `vpctl` in backquotes) meaning the cluster this command speaks with.
@@ -108,8 +109,13 @@ impl Screen {
         self.text(&format!("{line}\n"));
     }
 
-    /// Writes text to standard output as it is. A reader that has gone away (`vpctl events | head`) ends the program quietly.
+    /// Writes text to standard output. Names and sentences in it come from others: what would steer the terminal is taken out.
     pub fn text(&self, text: &str) {
+        Self::write(&harmless(text, self.colour));
+    }
+
+    /// A reader that has gone away (`vpctl events | head`) ends the program quietly.
+    fn write(text: &str) {
         let mut out = std::io::stdout().lock();
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             std::process::exit(0);
@@ -119,7 +125,7 @@ impl Screen {
     /// A line about the work itself, on standard error, so that standard output stays an answer.
     pub fn note(&self, text: &str) {
         // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(std::io::stderr().lock(), "{}", self.here(text));
+        let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&self.here(text), self.colour_err));
     }
 
     /// A note with a tone.
@@ -155,6 +161,25 @@ fn words_in(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+/// The text without control characters but ends of lines and tabs, and the colours of [`painted`] where there are any.
+fn harmless(text: &str, colours: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) {
+        let (before, found) = rest.split_at(at);
+        out.push_str(before);
+        let colour = found.strip_prefix("\u{1b}[").and_then(|code| code.split_once('m')).map(|(code, _)| code);
+        if let Some(code) = colour.filter(|code| colours && code.chars().all(|c| c.is_ascii_digit() || c == ';')) {
+            out.push_str(&found[..code.len() + 3]);
+            rest = &found[code.len() + 3..];
+        } else {
+            out.push(char::REPLACEMENT_CHARACTER);
+            rest = &found[found.chars().next().map_or(0, char::len_utf8)..];
+        }
+    }
+    out + rest
 }
 
 fn painted(on: bool, tone: Tone, text: &str) -> String {
@@ -222,6 +247,15 @@ mod tests {
         assert_eq!(Screen::wide(96).fitted(text, 60, 4), (vec![text.to_owned()], 60));
         assert_eq!(Screen::wide(95).fitted(text, 60, 4), (vec!["to i-1e49f19bf6fb208df, generation".to_owned(), "6".to_owned()], 60));
         assert_eq!(Screen::wide(80).fitted(text, 60, 4), (vec![String::new(), text.to_owned()], 4));
+    }
+
+    #[test]
+    fn what_others_say_does_not_steer_the_terminal() {
+        let said = "\u{1b}[31mfilm\u{1b}[0m\u{1b}[2J\u{7}\r\tä\n\u{9b}H\u{1b}]0;x\u{7}";
+        assert_eq!(harmless(said, true), "\u{1b}[31mfilm\u{1b}[0m\u{fffd}[2J\u{fffd}\u{fffd}\tä\n\u{fffd}H\u{fffd}]0;x\u{fffd}");
+        assert_eq!(harmless(said, false).matches('\u{1b}').count(), 0);
+        assert_eq!(harmless("\u{1b}", true), "\u{fffd}");
+        assert_eq!(harmless("\u{1b}[", true), "\u{fffd}[");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! leave its group and its session, as Spark's Python daemons leave their group; its inherited environment stays).
 
 use std::fs;
+use std::io::Read;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,6 +19,8 @@ pub struct Stat {
     pub session: i32,
     /// Start, in ticks since boot: with the pid it names one process for ever.
     pub start: u64,
+    /// It is between two programs (execve): its environment cannot be read for a moment, and looks empty.
+    pub changing: bool,
 }
 
 /// Of one process; none when it is gone.
@@ -28,12 +31,18 @@ pub fn stat(pid: i32) -> Option<Stat> {
 fn parse(text: &str) -> Option<Stat> {
     // The name is in parentheses and may hold anything, parentheses too.
     let rest = text.rsplit_once(')')?.1;
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let session = fields.nth(2)?.parse().ok()?;
-    let start = fields.nth(15)?.parse().ok()?;
-    Some(Stat { state, session, start })
+    // proc_pid_stat(5) counts from 1 and from the pid; the first one here is its third.
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    let number = |at| field(at)?.parse::<u64>().ok();
+    let state = field(3)?.chars().next()?;
+    // Threads of the kernel never have an environment. Whoever may not look is shown zeros, but then may not read it either.
+    let changing = number(51) == Some(0) && number(9)? & KERNEL_THREAD == 0;
+    Some(Stat { state, session: field(6)?.parse().ok()?, start: number(22)?, changing })
 }
+
+/// PF_KTHREAD of the kernel's include/linux/sched.h.
+const KERNEL_THREAD: u64 = 0x0020_0000;
 
 /// Is exactly this process alive (a zombie is not)?
 pub fn lives(pid: i32, start: u64) -> bool {
@@ -88,7 +97,35 @@ fn belongs(pid: i32, session: i32, mark: &str) -> bool {
     if session != 0 && stat.session == session {
         return true;
     }
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| environ.split(|b| *b == 0).any(|v| v == mark.as_bytes()))
+    // An empty environment may be that of a process between two programs, which may be through by the time one asks about that: only seen several times on end,
+    // and never beside a change, is it empty. Looked at for some tens of milliseconds at most, longer than any execve takes.
+    let mut empty = 0;
+    for _ in 0..2000 {
+        let Ok(environ) = environment(pid) else { return false };
+        if !environ.is_empty() {
+            return environ.split(|b| *b == 0).any(|v| v == mark.as_bytes());
+        }
+        let changing = self::stat(pid).is_some_and(|now| now.changing && !matches!(now.state, 'Z' | 'X'));
+        empty = if changing { 0 } else { empty + 1 };
+        if empty == 3 {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+/// In one piece: read bit by bit, it ends in the middle when its process begins another program.
+fn environment(pid: i32) -> std::io::Result<Vec<u8>> {
+    let mut file = fs::File::open(format!("/proc/{pid}/environ"))?;
+    let mut bytes = vec![0; 256 * 1024];
+    let read = file.read(&mut bytes)?;
+    let whole = read < bytes.len();
+    bytes.truncate(read);
+    if !whole {
+        file.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 fn processes() -> impl Iterator<Item = i32> {
@@ -103,7 +140,11 @@ mod tests {
     #[test]
     fn a_process_with_parentheses_in_its_name_is_read() {
         let text = "42 (a) (b)) S 1 40 39 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2";
-        assert_eq!(parse(text), Some(Stat { state: 'S', session: 39, start: 98765 }));
+        assert_eq!(parse(text), Some(Stat { state: 'S', session: 39, start: 98765, changing: false }));
+        let memory = " 3".repeat(28);
+        let whole = |flags: u32, end| format!("42 (a) S 1 40 39 0 -1 {flags} 1 2 3 4 5 6 7 8 20 0 1 0 98765{memory} {end} 0");
+        let changing = |flags, end| parse(&whole(flags, end)).is_some_and(|stat| stat.changing);
+        assert_eq!([changing(4_194_560, 0), changing(4_194_560, 77), changing(0x20_8040, 0)], [true, false, false]);
     }
 
     #[test]
@@ -121,13 +162,38 @@ mod tests {
         assert!(!child.wait().unwrap().success());
     }
 
+    /// Found by a run that hung: for a moment in execve a process shows no environment, and was taken for none of ours.
+    #[test]
+    fn a_child_that_is_changing_programs_all_the_time_is_not_overlooked() {
+        let mark = format!("/nowhere/changing/{}", std::process::id());
+        let again = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); done; exec sh -c \"$again\"";
+        let mut child = std::process::Command::new("setsid").args(["sh", "-c", again]).env("again", again).env(MARK, &mark).spawn().unwrap();
+        let family = Family { session: 0, leader_start: 0, mark };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while family.members().is_empty() {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        let overlooked = (0..200).filter(|_| family.members().is_empty()).count();
+        while !family.kill() {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        assert_eq!((overlooked, child.wait().unwrap().success()), (0, false));
+    }
+
     #[test]
     fn a_session_number_used_again_by_another_is_not_ours() {
-        let me = std::process::id() as i32;
-        let session = stat(me).unwrap().session;
-        if let Some(leader) = stat(session) {
-            let family = Family { session, leader_start: leader.start + 1, mark: "/nowhere/else".into() };
-            assert_eq!(family.members(), Vec::<i32>::new());
+        // `setsid` becomes what it starts: the child leads its session.
+        let mut child = std::process::Command::new("setsid").args(["sleep", "1000"]).spawn().unwrap();
+        let session = child.id() as i32;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while stat(session).unwrap().session != session {
+            assert!(std::time::Instant::now() < deadline);
         }
+        let start = stat(session).unwrap().start;
+        let family = |leader_start| Family { session, leader_start, mark: "/nowhere/else".into() };
+        let (ours, another) = (family(start).members(), family(start + 1).members());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((ours, another), (vec![session], Vec::new()));
     }
 }

@@ -73,8 +73,7 @@ fn decide(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Opti
 }
 
 /// The voter whose instance is to be terminated though EC2 says that it runs, so that its group boots a successor: silent for long, and the only one that
-/// is not well. Of several silent ones the fault is more likely here (the brake's rule, design §4), and two
-/// who cannot hear each other decide nothing.
+/// is not well. Of several silent ones the fault is more likely here (the brake's rule, design §4), and two who cannot hear each other decide nothing.
 pub fn to_terminate(group: &Coordinators, seen: &GroupSeen) -> Option<MemberId> {
     let unwell: Vec<MemberId> = seen.voters.iter().copied().filter(|id| !active(seen, *id)).collect();
     let [silent] = unwell[..] else { return None };

@@ -30,7 +30,7 @@ use vp_trust::Certificate;
 
 use super::{
     instance,
-    limits::{self, Allowance},
+    limits::{self, Allowance, Rationed},
     not_leader,
 };
 use crate::{
@@ -44,8 +44,9 @@ use crate::{
 const OUTBOX: usize = 16;
 
 pub struct AgentsApi {
-    pub leader: Arc<Leader>,
-    pub verifier: Verifier,
+    leader: Arc<Leader>,
+    verifier: Verifier,
+    hellos: Rationed,
 }
 
 type Answer = Result<v1::CoordinatorMessage, Status>;
@@ -72,6 +73,9 @@ impl Agents for AgentsApi {
         if !self.leader.certificates.admits(&node, serial) {
             return Err(Status::unauthenticated(format!("a newer certificate than {serial} was issued to {node}: enrol again")));
         }
+        if !self.hellos.take(&node) {
+            return Err(Status::resource_exhausted(format!("{node} says hello again and again: once a second is enough")));
+        }
         let (conversation, seat, answers) = welcome(&self.leader, &hello, self.look_up(&hello)).await?;
         tokio::spawn(conversation.run(incoming, seat));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
@@ -79,6 +83,10 @@ impl Agents for AgentsApi {
 }
 
 impl AgentsApi {
+    pub fn new(leader: Arc<Leader>, verifier: Verifier) -> Self {
+        Self { leader, verifier, hellos: Rationed::new(limits::HELLOS) }
+    }
+
     /// A certificate speaks for one instance at one address in one cluster.
     fn is_its_own(&self, hello: &v1::Hello, node: &NodeId, certificate: &Certificate) -> Result<(), Status> {
         let ours = &self.leader.settings.user_data.cluster;
@@ -171,7 +179,7 @@ impl Conversation {
         // Not the status: that changes with every entry, and would wake ten thousand conversations each time.
         let mut leadership = self.leader.raft.events();
         let since = Instant::now();
-        let mut allowance = Allowance::new(since.elapsed());
+        let mut allowance = Allowance::new(limits::MESSAGES, since.elapsed());
         while self.leader.leads() {
             tokio::select! {
                 message = incoming.message() => {
@@ -226,7 +234,8 @@ impl Conversation {
         let mut reports = BTreeMap::new();
         let mut pairs = Vec::new();
         for report in heartbeat.slots {
-            let Some(slot) = report.slot.as_ref().and_then(|slot| SlotId::from_str(&slot.to_string()).ok()) else { continue };
+            let named = report.slot.as_ref().filter(|slot| slot.role.len() <= limits::ROLE_BYTES);
+            let Some(slot) = named.and_then(|slot| SlotId::from_str(&slot.to_string()).ok()) else { continue };
             pairs.push((slot.clone(), Generation(report.generation)));
             reports.insert(slot, bounded(report));
         }

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::Semaphore;
@@ -34,6 +34,11 @@ pub struct EnrolmentApi {
     at_once: Semaphore,
     /// Instances whose enrolment is being judged: one at a time each.
     busy: Mutex<BTreeSet<String>>,
+    /// How often each instance asks.
+    knocks: limits::Rationed,
+    /// Refusals of strangers that become events.
+    strangers: Mutex<limits::Allowance>,
+    since: Instant,
 }
 
 /// An instance's turn; over when dropped.
@@ -71,7 +76,16 @@ impl Enrolment for EnrolmentApi {
 
 impl EnrolmentApi {
     pub fn new(leader: Arc<Leader>, trust: Arc<Trust>, verifier: Verifier) -> Self {
-        Self { leader, trust, verifier, at_once: Semaphore::new(limits::ENROLMENTS_AT_ONCE), busy: Mutex::default() }
+        Self {
+            leader,
+            trust,
+            verifier,
+            at_once: Semaphore::new(limits::ENROLMENTS_AT_ONCE),
+            busy: Mutex::default(),
+            knocks: limits::Rationed::new(limits::ENROLMENTS),
+            strangers: Mutex::new(limits::Allowance::new(limits::STRANGERS, Duration::ZERO)),
+            since: Instant::now(),
+        }
     }
 
     async fn judge(&self, asked: &v1::EnrollRequest, from: Option<IpAddr>) -> Result<(CertificateRequest, IpAddr), Refusal> {
@@ -92,7 +106,10 @@ impl EnrolmentApi {
         if from != Some(address) {
             return Err(Refusal::Elsewhere { from: from.map(|from| from.to_string()).unwrap_or_default(), address: address.to_string() });
         }
-        // From here on it costs somebody else something: one at a time for an instance.
+        // From here on it costs somebody else something: one at a time for an instance, and not without end.
+        if !self.knocks.take(&NodeId(asked.instance_id.clone())) {
+            return Err(Refusal::Later("this instance asks to be enrolled again and again".to_owned()));
+        }
         let _turn = self.turn(&asked.instance_id)?;
         self.verifier.look_up(&asked.instance_id, &asked.address).await?;
         proof::ask(address, self.trust.address(), wish.public_key(), limits::CALL_BACK).await?;
@@ -123,10 +140,12 @@ impl EnrolmentApi {
         Ok(v1::EnrollResponse { certificates: chain.iter().map(|one| one.to_vec()).collect(), lifetime_s })
     }
 
-    /// A refusal is an event, once among the last few; but what anybody without a true document can provoke leaves no trace in the log: it could fill it.
+    /// A refusal is an event, once among the last few. What anybody can provoke is one a few times an hour: a person sees that somebody knocks, and nobody fills
+    /// the log.
     async fn tell(&self, instance_id: &str, refusal: &Refusal) {
         let subject: String = instance_id.chars().take(40).collect();
-        if !refusal.is_of_a_true_document() {
+        let heard = || self.strangers.lock().unwrap_or_else(PoisonError::into_inner).take(self.since.elapsed());
+        if !refusal.is_of_our_account() && !heard() {
             debug!(node = %subject, reason = %refusal, "enrolment refused");
             return;
         }

@@ -1,8 +1,16 @@
 //! What operators see and want of the coordinators themselves: who is there, who else is wanted, and a snapshot of it all.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::time::timeout;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use tonic::{Status, transport::Endpoint};
 use vp_cluster::{
     ClusterState, Command, MemberId, Zone,
@@ -13,7 +21,7 @@ use vp_proto::{
     v1::{self, peers_client::PeersClient},
 };
 
-use super::{not_read, orders::Order};
+use super::{limits::ASKED_EVERY, not_read, orders::Order};
 use crate::{leader::Leader, trust::Trust};
 
 /// How long a coordinator may take to say what it is before it counts as not reachable.
@@ -29,10 +37,42 @@ pub async fn identify(trust: &Trust, address: &str, cluster_id: &str) -> Option<
     Some(timeout(IDENTIFY_WITHIN, asked).await.ok()??.into_inner())
 }
 
-/// One line for each wanted coordinator, each asked now.
-pub async fn coordinators(leader: &Leader, trust: &Trust, state: &ClusterState) -> Vec<v1::CoordinatorStatus> {
-    let asked = state.coordinators.slots.iter().map(|(number, slot)| coordinator(leader, trust, state, *number, slot));
-    futures::future::join_all(asked).await
+/// The other coordinators, asked for everybody who wants to know just then: one question to each under way, its answers good for [`ASKED_EVERY`].
+pub struct Others {
+    trust: Arc<Trust>,
+    last: Mutex<Option<(Instant, Answers)>>,
+}
+
+/// What was answered at each address.
+type Answers = BTreeMap<String, Option<v1::IdentifyResponse>>;
+
+impl Others {
+    pub fn new(trust: Arc<Trust>) -> Self {
+        Self { trust, last: Mutex::default() }
+    }
+
+    async fn ask(&self, cluster_id: &str, addresses: &BTreeSet<String>) -> Answers {
+        // Held while they are asked: who comes meanwhile waits and finds the answers fresh.
+        let mut last = self.last.lock().await;
+        if let Some((at, answers)) = &*last
+            && at.elapsed() < ASKED_EVERY
+            && answers.keys().eq(addresses)
+        {
+            return answers.clone();
+        }
+        let asked = addresses.iter().map(|address| async { (address.clone(), identify(&self.trust, address, cluster_id).await) });
+        let answers = futures::future::join_all(asked).await.into_iter().collect::<Answers>();
+        *last = Some((Instant::now(), answers.clone()));
+        answers
+    }
+}
+
+/// One line for each wanted coordinator.
+pub async fn coordinators(leader: &Leader, others: &Others, state: &ClusterState) -> Vec<v1::CoordinatorStatus> {
+    let group = &state.coordinators;
+    let elsewhere = group.slots.iter().filter(|(number, _)| group.of_slot(**number).is_some_and(|(id, _)| id != leader.member));
+    let answers = others.ask(&leader.cluster_id, &elsewhere.map(|(_, slot)| slot.address.clone()).collect()).await;
+    group.slots.iter().map(|(number, slot)| coordinator(leader, &answers, state, *number, slot)).collect()
 }
 
 /// The number of the coordinator that a member fills; 0: none.
@@ -40,7 +80,7 @@ pub fn number(state: &ClusterState, member: u64) -> u64 {
     state.coordinators.members.get(&MemberId(member)).map_or(0, |member| u64::from(member.slot))
 }
 
-async fn coordinator(leader: &Leader, trust: &Trust, state: &ClusterState, number: u32, slot: &CoordinatorSlot) -> v1::CoordinatorStatus {
+fn coordinator(leader: &Leader, answers: &Answers, state: &ClusterState, number: u32, slot: &CoordinatorSlot) -> v1::CoordinatorStatus {
     let mut status =
         v1::CoordinatorStatus { id: u64::from(number), address: slot.address.clone(), zone: slot.zone.0.clone(), ..v1::CoordinatorStatus::default() };
     let Some((id, member)) = state.coordinators.of_slot(number) else { return status };
@@ -52,7 +92,7 @@ async fn coordinator(leader: &Leader, trust: &Trust, state: &ClusterState, numbe
         status.reachable = true;
         status.applied = leader.raft.status().applied;
         status.instance_id.clone_from(&leader.settings.instance_id);
-    } else if let Some(answer) = identify(trust, &slot.address, &leader.cluster_id).await {
+    } else if let Some(Some(answer)) = answers.get(&slot.address) {
         // Its successor may answer at this address: that is somebody else. And who learns does not count yet.
         status.reachable = answer.id == id.0 && answer.differs_at == 0 && member.standing == Standing::Voter;
         status.applied = answer.applied;

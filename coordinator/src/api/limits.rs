@@ -5,11 +5,16 @@
 //! | connections, handshakes, time to the first request | `vp_trust::listener` |
 //! | streams, resets, headers, keep-alive | HTTP/2, by [`bounded`] |
 //! | message sizes | each service, by these constants |
-//! | heartbeats a second, slots, lengths of texts | `agents` |
+//! | heartbeats and hellos a second, slots, lengths of texts | `agents` |
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tonic::transport::Server;
+use vp_cluster::NodeId;
 use vp_trust::Bounds;
 
 /// Port 7400. An honest handshake takes some 3 ms here and 100 ms on a starved machine; half an election later nobody waits for it any more.
@@ -26,14 +31,15 @@ pub const MEMBERS: Bounds = Bounds {
 };
 
 /// Port 7401. One call is all there is to do: 5 s for EC2 and the call back, and some to get there. 4 from one address: it has one instance.
-/// 1,000 instances that boot at once (target A7) come again after a refusal; 256 at a time is what EC2 and the call backs take anyway.
+/// 1,000 instances that boot at once (target A7) find room; who only connects is gone after 2 s, so that whoever wants to keep the others out needs 256 addresses and
+/// as many handshakes every 2 s.
 pub const ENROLMENT: Bounds = Bounds {
     handshake: Duration::from_secs(2),
-    first_request: Duration::from_secs(10),
+    first_request: Duration::from_secs(2),
     life: Some(Duration::from_secs(10)),
     handshakes: 128,
     handshakes_per_address: 4,
-    connections: 256,
+    connections: 1024,
     connections_per_address: 4,
 };
 
@@ -49,6 +55,9 @@ pub const ENROLL_MESSAGE_BYTES: usize = 16 * 1024;
 /// What an operator asks, bytes: names and numbers.
 pub const OPERATOR_MESSAGE_BYTES: usize = 64 * 1024;
 
+/// Bytes of a role's name in what an agent reports: ours have a dozen.
+pub const ROLE_BYTES: usize = 64;
+
 /// A stream that has not said hello by then is closed.
 pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Slots one heartbeat may report: far above what a node can hold.
@@ -60,12 +69,21 @@ pub const FACTS: usize = 16;
 /// Characters of a fact's name or value.
 pub const FACT_CHARACTERS: usize = 128;
 
-/// Messages a second from one agent, on average: a heartbeat at each quarter of the shortest lease, four more when there is news, each with a word for every
-/// slot given back and not yet taken, of which a node that is drained has a dozen: some 100. Below what one stream can have confirmed (one round of reads in
-/// 4 ms), so that a flood is told by its rate.
-pub const MESSAGES_PER_SECOND: u32 = 128;
-/// Messages at once, after silence.
-pub const MESSAGES_BURST: u32 = 256;
+/// Messages from one agent: a heartbeat at each quarter of the shortest lease, four more when there is news, each with a word for every slot given back and not
+/// yet taken, of which a node that is drained has a dozen: some 100 a second. Below what one stream can have confirmed (one round of reads in 4 ms), so that
+/// a flood is told by its rate.
+pub const MESSAGES: Rate = Rate { per_minute: 128 * 60, burst: 256 };
+/// Hellos of one instance: each may cost a call to EC2 and an entry of the log. An agent that finds no leader asks each coordinator a few times a second, and only
+/// the leader hears its hello.
+pub const HELLOS: Rate = Rate { per_minute: 60, burst: 16 };
+/// Enrolments of one instance, each a call to EC2. An agent whose enrolment fails asks again after 5 s at most.
+pub const ENROLMENTS: Rate = Rate { per_minute: 12, burst: 16 };
+/// Refusals of strangers that are kept as events: enough to see that somebody knocks.
+pub const STRANGERS: Rate = Rate { per_minute: 1, burst: 5 };
+/// Instances that an allowance each is kept for; of more, those that have been quiet are forgotten.
+const REMEMBERED: usize = 4096;
+/// The other coordinators are asked again for a `status` after this long: however many people look, each is asked four times a second at most.
+pub const ASKED_EVERY: Duration = Duration::from_millis(250);
 
 /// Streams of one connection: an agent has one, a coordinator three, a person's program a few.
 const STREAMS: u32 = 32;
@@ -99,28 +117,73 @@ pub fn raise_descriptors() {
     }
 }
 
+/// So many a minute on average, and so many at once after silence.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    pub per_minute: u32,
+    pub burst: u32,
+}
+
 /// A token bucket over a clock that the caller reads.
 pub struct Allowance {
+    rate: Rate,
     tokens: f64,
     last: Duration,
 }
 
 impl Allowance {
     /// Full, at `now`.
-    pub fn new(now: Duration) -> Self {
-        Self { tokens: f64::from(MESSAGES_BURST), last: now }
+    pub fn new(rate: Rate, now: Duration) -> Self {
+        Self { rate, tokens: f64::from(rate.burst), last: now }
+    }
+
+    fn grow(&mut self, now: Duration) {
+        let grown = now.saturating_sub(self.last).as_secs_f64() * f64::from(self.rate.per_minute) / 60.0;
+        self.last = self.last.max(now);
+        self.tokens = (self.tokens + grown).min(f64::from(self.rate.burst));
     }
 
     /// Takes one; false when there is none.
     pub fn take(&mut self, now: Duration) -> bool {
-        let grown = now.saturating_sub(self.last).as_secs_f64() * f64::from(MESSAGES_PER_SECOND);
-        self.last = self.last.max(now);
-        self.tokens = (self.tokens + grown).min(f64::from(MESSAGES_BURST));
+        self.grow(now);
         if self.tokens < 1.0 {
             return false;
         }
         self.tokens -= 1.0;
         true
+    }
+
+    /// As good as a new one.
+    fn is_full(&mut self, now: Duration) -> bool {
+        self.grow(now);
+        self.tokens >= f64::from(self.rate.burst)
+    }
+}
+
+/// An allowance for each instance.
+pub struct Rationed {
+    rate: Rate,
+    since: Instant,
+    of: Mutex<BTreeMap<NodeId, Allowance>>,
+}
+
+impl Rationed {
+    /// Nobody has taken anything yet.
+    pub fn new(rate: Rate) -> Self {
+        Self { rate, since: Instant::now(), of: Mutex::default() }
+    }
+
+    /// Takes one; false when the instance has had too many.
+    pub fn take(&self, node: &NodeId) -> bool {
+        self.take_at(node, self.since.elapsed())
+    }
+
+    fn take_at(&self, node: &NodeId, now: Duration) -> bool {
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if of.len() >= REMEMBERED {
+            of.retain(|_, allowance| !allowance.is_full(now));
+        }
+        of.entry(node.clone()).or_insert_with(|| Allowance::new(self.rate, now)).take(now)
     }
 }
 
@@ -130,24 +193,46 @@ mod tests {
 
     #[test]
     fn an_allowance_is_used_up_by_a_burst_and_grows_back_with_time_only() {
-        let mut allowance = Allowance::new(Duration::ZERO);
+        let mut allowance = Allowance::new(MESSAGES, Duration::ZERO);
         let taken = (0..1000).filter(|_| allowance.take(Duration::ZERO)).count();
-        assert_eq!(taken, MESSAGES_BURST as usize);
+        assert_eq!(taken, MESSAGES.burst as usize);
         assert!(!allowance.take(Duration::from_millis(2)));
         assert!(allowance.take(Duration::from_millis(100)));
         // A clock that seems to go back grants nothing.
-        let mut allowance = Allowance::new(Duration::from_secs(10));
+        let mut allowance = Allowance::new(MESSAGES, Duration::from_secs(10));
         let taken = (0..1000).filter(|_| allowance.take(Duration::from_secs(5))).count();
-        assert_eq!(taken, MESSAGES_BURST as usize);
+        assert_eq!(taken, MESSAGES.burst as usize);
     }
 
     #[test]
     fn an_honest_agent_at_the_shortest_lease_never_runs_out() {
-        let mut allowance = Allowance::new(Duration::ZERO);
+        let mut allowance = Allowance::new(MESSAGES, Duration::ZERO);
         // A heartbeat every 125 ms with a dozen slots given back, for a minute.
         for beat in 0..480_u64 {
             let now = Duration::from_millis(beat * 125);
             assert!((0..13).all(|_| allowance.take(now)));
         }
+    }
+
+    #[test]
+    fn an_instance_that_says_hello_without_end_is_refused_and_no_other_is() {
+        let (hellos, now) = (Rationed::new(HELLOS), Duration::from_secs(1));
+        let taken = (0..100).filter(|_| hellos.take_at(&"i-1".into(), now)).count();
+        assert_eq!(taken, HELLOS.burst as usize);
+        assert!(hellos.take_at(&"i-2".into(), now));
+        assert!(!hellos.take_at(&"i-1".into(), now + Duration::from_millis(500)));
+        assert!(hellos.take_at(&"i-1".into(), now + Duration::from_millis(1500)));
+    }
+
+    #[test]
+    fn of_many_instances_those_that_have_been_quiet_are_forgotten_and_the_loud_are_not() {
+        let (hellos, now) = (Rationed::new(HELLOS), Duration::ZERO);
+        while hellos.take_at(&"i-loud".into(), now) {}
+        for number in 0..REMEMBERED * 3 {
+            assert!(hellos.take_at(&format!("i-{number}").as_str().into(), Duration::from_millis(number as u64)));
+        }
+        assert!(hellos.of.lock().unwrap().len() <= REMEMBERED);
+        while hellos.take_at(&"i-loud".into(), Duration::from_secs(12)) {}
+        assert!(!hellos.take_at(&"i-loud".into(), Duration::from_secs(12)));
     }
 }

@@ -34,10 +34,9 @@ use crate::{
 const OUTBOX: usize = 64;
 
 pub struct OperatorsApi {
-    pub leader: Arc<Leader>,
-    /// To ask the other coordinators.
-    pub trust: Arc<Trust>,
-    pub findings: watch::Receiver<Findings>,
+    leader: Arc<Leader>,
+    others: group::Others,
+    findings: watch::Receiver<Findings>,
 }
 
 #[tonic::async_trait]
@@ -55,7 +54,7 @@ impl Operators for OperatorsApi {
         };
         let obs = self.leader.observations();
         let findings = self.findings.borrow().clone();
-        let coordinators = group::coordinators(&self.leader, &self.trust, &state).await;
+        let coordinators = group::coordinators(&self.leader, &self.others, &state).await;
         let reachable = coordinators.iter().filter(|coordinator| coordinator.reachable).count();
         let counted = Coordinators { wanted: coordinators.len(), reachable };
         let (mut health, mut reasons) = health::judge(&state, &obs, counted, &findings.brake);
@@ -195,6 +194,11 @@ impl Operators for OperatorsApi {
 }
 
 impl OperatorsApi {
+    /// `trust`: to ask the other coordinators.
+    pub fn new(leader: Arc<Leader>, trust: Arc<Trust>, findings: watch::Receiver<Findings>) -> Self {
+        Self { leader, others: group::Others::new(trust), findings }
+    }
+
     /// A state that no acknowledged change is missing from.
     async fn current(&self) -> Result<Arc<ClusterState>, Status> {
         self.leader.current().await.map_err(|error| not_read(&self.leader, error))

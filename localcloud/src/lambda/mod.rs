@@ -12,7 +12,7 @@ pub mod config;
 mod delivery;
 pub mod event;
 mod journal;
-mod process;
+pub(crate) mod process;
 mod server;
 mod sweep;
 

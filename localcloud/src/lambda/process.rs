@@ -22,6 +22,14 @@ use super::{config::Config, delivery::Delivery};
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// Where a function finds its service, in its environment.
+pub(crate) const RUNTIME_API: &str = "AWS_LAMBDA_RUNTIME_API";
+
+/// What [`RUNTIME_API`] begins with. With a path after it, the Rust runtime wants the scheme too (plain Lambda gives host and port only).
+pub(crate) fn service_url(address: impl std::fmt::Display, port: u16) -> String {
+    format!("http://{address}:{port}")
+}
+
 /// The session of a running function; dropped, it is gone with everything in it.
 struct Session(Option<Pid>);
 
@@ -76,8 +84,7 @@ fn start(config: &Config, function: &super::config::Function, worker: usize, del
     command
         .env_clear()
         .envs(&function.environment)
-        // With a path in it, the Rust runtime wants the scheme too (plain Lambda gives host and port only).
-        .env("AWS_LAMBDA_RUNTIME_API", format!("http://{}:{}/{}/{worker}", config.address, config.port, function.name))
+        .env(RUNTIME_API, format!("{}/{}/{worker}", service_url(&config.address, config.port), function.name))
         .env("AWS_LAMBDA_FUNCTION_NAME", &function.name)
         .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
         .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "1024")

@@ -42,10 +42,12 @@ impl Aws {
     }
 
     pub(super) async fn buckets(&self, record: &Record) -> Result<bool, RegionError> {
+        let mut changed = false;
         for bucket in record.buckets.values() {
-            self.objects.create_bucket(bucket).await.map_err(|error| RegionError::Invalid(format!("bucket {bucket} could not be made: {error}")))?;
+            let made = self.objects.create_bucket(bucket).await;
+            changed |= made.map_err(|source| RegionError::Store { doing: format!("making the bucket {bucket}"), source })?;
         }
-        Ok(note(&mut BTreeMap::new(), "", String::new()))
+        Ok(changed)
     }
 
     /// The cluster's root and people's certificates.

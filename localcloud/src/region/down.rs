@@ -9,6 +9,7 @@ use super::options::network_of;
 use super::{DownOptions, Progress, Record, RecordedProcess, RegionError, checks, services};
 use crate::keeper::disk::Disk;
 use crate::keeper::{cgroup, config::Config};
+use crate::lambda::process as lambda;
 use crate::process;
 
 /// How long a service may take to end by itself.
@@ -47,7 +48,8 @@ pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut
     step = Step::begin(progress, "services");
     changed = end_all(known(services::LAMBDA), &strays(state, services::marks(services::LAMBDA))).await.map_err(fail)?;
     if let Some(record) = &record {
-        let function = format!("AWS_LAMBDA_RUNTIME_API={}:{}", network_of(record.network), checks::LAMBDA_PORT).into_bytes();
+        let service = lambda::service_url(network_of(record.network), checks::LAMBDA_PORT);
+        let function = format!("{}={service}/", lambda::RUNTIME_API).into_bytes();
         for left in process::find(|_, environment| environment.split(|byte| *byte == 0).any(|one| one.starts_with(&function))) {
             changed |= process::kill(&left).await.map_err(fail)?;
         }

@@ -15,32 +15,18 @@ pub(super) async fn exports(record: &Record, state: &Path) -> Vec<(String, Strin
     let nodes = node_addresses(record).await;
     let each = |port: u16| nodes.iter().map(|address| format!("{address}:{port}")).collect::<Vec<_>>().join(",");
     let brokers = brokers(record).await.unwrap_or_else(|| each(9092));
-    let bucket = |which: &str| record.buckets.get(which).cloned().unwrap_or_default();
-    let text = |name: &str, value: String| (name.to_owned(), value);
-    vec![
-        text("AWS_ENDPOINT_URL", record.endpoint_url.clone()),
-        text("AWS_ENDPOINT_URL_S3", record.s3_endpoint_url.clone()),
-        text("AWS_ACCESS_KEY_ID", record.access_key_id.clone()),
-        text("AWS_SECRET_ACCESS_KEY", record.secret_access_key.clone()),
-        text("AWS_REGION", record.aws_region.clone()),
-        text("AWS_DEFAULT_REGION", record.aws_region.clone()),
-        text("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
-        text("KAFKA_BOOTSTRAP_SERVERS", brokers),
-        text("ZOOKEEPER_CONNECT", each(2181)),
-        text("SPARK_MASTER_URL", format!("spark://{}", each(7077))),
-        text("VP_UPLOADS_BUCKET", bucket("uploads")),
-        text("VP_RESULTS_BUCKET", bucket("results")),
-        text("VP_CLUSTER_BUCKET", bucket("cluster")),
-        text("VP_COORDINATORS", record.coordinators.join(",")),
-        text("VP_CERTIFICATE", trust::operator(state, Rank::Admin).display().to_string()),
-        text("VP_STATE", state.display().to_string()),
-    ]
+    let moving = [("KAFKA_BOOTSTRAP_SERVERS", brokers), ("ZOOKEEPER_CONNECT", each(2181)), ("SPARK_MASTER_URL", format!("spark://{}", each(7077)))];
+    fixed(record, state).into_iter().chain(moving).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The exports that do not change while a region lives, as a file for `source`.
 pub(super) fn file(record: &Record, state: &Path) -> String {
+    fixed(record, state).iter().map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "'\\''"))).collect()
+}
+
+fn fixed(record: &Record, state: &Path) -> Vec<(&'static str, String)> {
     let bucket = |which: &str| record.buckets.get(which).cloned().unwrap_or_default();
-    [
+    vec![
         ("AWS_ENDPOINT_URL", record.endpoint_url.clone()),
         ("AWS_ENDPOINT_URL_S3", record.s3_endpoint_url.clone()),
         ("AWS_ACCESS_KEY_ID", record.access_key_id.clone()),
@@ -55,9 +41,6 @@ pub(super) fn file(record: &Record, state: &Path) -> String {
         ("VP_CERTIFICATE", trust::operator(state, Rank::Admin).display().to_string()),
         ("VP_STATE", state.display().to_string()),
     ]
-    .iter()
-    .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "'\\''")))
-    .collect()
 }
 
 async fn node_addresses(record: &Record) -> Vec<String> {

@@ -62,6 +62,9 @@ pub enum RegionError {
     /// The control API or S3 answered with an error.
     #[error("{doing}")]
     Aws { doing: String, source: vp_cloud::provision::ProvisionError },
+    /// S3 refused, or did not answer.
+    #[error("{doing}")]
+    Store { doing: String, source: vp_cloud::s3::StoreError },
     /// A file or folder of the region could not be read or written.
     #[error("{}: {doing}", path.display())]
     File { path: PathBuf, doing: &'static str, source: std::io::Error },

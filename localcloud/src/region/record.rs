@@ -44,7 +44,7 @@ pub struct Record {
     pub buckets: BTreeMap<String, String>,
     /// Addresses of the coordinators with their port, in the order of their ids.
     pub coordinators: Vec<String>,
-    /// Ids made through the API, by what they are: `vpc`, `subnet-1`, `image`, `security-group`, `template-nodes`, ….
+    /// Ids made through the API, by what they are: `vpc`, `subnet-1`, `image`, `template-nodes`, ….
     pub made: BTreeMap<String, String>,
     /// Auto Scaling Group whose instances are nodes.
     pub nodes_group: String,

@@ -43,7 +43,7 @@ pub(super) fn operator(state: &Path, rank: Rank) -> PathBuf {
 pub(super) async fn ensure(objects: &ObjectStore, record: &Record, state: &Path) -> Result<(Trust, bool), RegionError> {
     let (sealing_key, mut changed) = sealing_key(&state.join("trust"))?;
     let bucket = record.buckets.get("cluster").map(String::as_str).unwrap_or_default();
-    let store = |error: StoreError| RegionError::Invalid(format!("the cluster's root could not be kept: {error}"));
+    let store = |source: StoreError| RegionError::Store { doing: "keeping the cluster's root".to_owned(), source };
     let unsealed = |error: AuthorityError| RegionError::Malformed { path: PathBuf::from(OBJECT), reason: chain(&error) };
     let fresh = Authority::create(&record.name).and_then(|authority| authority.seal(&sealing_key)).map_err(unsealed)?;
     match objects.put_if_absent(bucket, OBJECT, fresh.into(), "application/json").await {
@@ -65,8 +65,9 @@ fn ensure_operator(authority: &Authority, rank: Rank, folder: &Path) -> Result<b
     if Credentials::load(folder).is_ok_and(|kept| good(&kept)) {
         return Ok(false);
     }
-    let made = authority.operator(rank, "dev", now_s).map_err(|error| RegionError::Invalid(chain(&error)))?;
-    made.save(folder).map_err(|error| RegionError::Invalid(chain(&error)))?;
+    let fail = |source| RegionError::File { path: folder.to_path_buf(), doing: "keeping an operator's certificate", source };
+    let made = authority.operator(rank, "dev", now_s).map_err(|error| fail(std::io::Error::other(error)))?;
+    made.save(folder).map_err(|error| fail(std::io::Error::other(error)))?;
     Ok(true)
 }
 

@@ -119,7 +119,7 @@ fn config(brokers: &[String]) -> ClientConfig {
 async fn ensure_topic(config: &ClientConfig, replication: i32) -> Result<(), IngestError> {
     let failed = |error: KafkaError| IngestError::Kafka(format!("topic {TOPIC}: {error}"));
     let admin: AdminClient<DefaultClientContext> = config.create().map_err(failed)?;
-    let in_sync = (replication - 1).max(1).to_string();
+    let in_sync = replication.min(2).to_string();
     let topic = NewTopic::new(TOPIC, PARTITIONS, TopicReplication::Fixed(replication)).set("min.insync.replicas", &in_sync);
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
     let answers = admin.create_topics([&topic], &options).await.map_err(failed)?;

@@ -1,4 +1,4 @@
-"""Puts the package on the path and offers clips cut as the ingest cuts them."""
+"""Puts the package and the tests' own modules on the path."""
 
 import os
 import sys

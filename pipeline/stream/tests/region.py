@@ -123,7 +123,7 @@ class Region:
             f"driver-{generation}", [self.python, os.path.join(STREAM, "main.py")], VP_GENERATION=str(generation), VP_INSTANCE_ID=f"i-{generation}",
             VP_SPARK_MASTER=f"spark://{self.net}.5:7077", VP_SPARK_MASTER_UIS=f"{self.net}.5:8080" if kill else "", VP_NODE_ADDRESS=address,
             VP_KAFKA_REPLICATION="1", VP_SPARK_JARS=f"{self.parts}/spark/jars", VP_RUN_DIR=self.path(f"run-{generation}"), AWS_ENDPOINT_URL_S3=self.s3,
-            VP_UPLOADS_BUCKET="uploads", VP_RESULTS_BUCKET="results", VP_CLUSTER_BUCKET="cluster", SPARK_LOCAL_IP=address,
+            VP_RESULTS_BUCKET="results", VP_CLUSTER_BUCKET="cluster", SPARK_LOCAL_IP=address,
         )  # fmt: skip
 
     def progress(self, generation):

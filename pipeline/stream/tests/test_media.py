@@ -16,7 +16,7 @@ from vpstream.segments import in_key
 class FolderStore:
     """Objects as files: the same calls, so that media tests need no server (the end-to-end test uses the real one)."""
 
-    uploads = "uploads"
+    results = "results"
 
     def __init__(self, root):
         self.root = str(root)

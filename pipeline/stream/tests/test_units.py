@@ -18,15 +18,14 @@ SHA = "a" * 64
 class MemoryStore:
     """Objects in a dictionary, with ETags: conditional writes as S3 has them."""
 
-    uploads = "uploads"
+    results = "results"
 
     def __init__(self, objects=None):
         self.objects = dict(objects or {})
         self.before_swap = None
 
-    def get(self, key, bucket=None, byte_range=None):
-        data = self.objects.get(key)
-        return data if data is None or byte_range is None else data[byte_range[0] : sum(byte_range)]
+    def get(self, key, bucket=None):
+        return self.objects.get(key)
 
     def exists(self, key):
         return key in self.objects
@@ -82,8 +81,8 @@ def headers(**changes):
 def test_a_good_record_is_decoded():
     assert decode(f"{JOB}/00000".encode(), b"abc", headers()) == Piece(JOB, "00000", 0, 1, 3, SHA, b"abc")
     assert decode(f"{JOB}/end".encode(), json.dumps({"job": JOB}).encode(), headers(kind="end")) == End(JOB)
-    body = {"bucket": "uploads", "key": "k", "offset": 1, "length": 2, "sha256": SHA}
-    assert decode(f"{JOB}/00000".encode(), json.dumps(body).encode(), headers(kind="reference")) == Reference(JOB, "00000", "uploads", "k", 1, 2, SHA)
+    body = {"bucket": "results", "key": "k", "offset": 0, "length": 2, "sha256": SHA}
+    assert decode(f"{JOB}/00000".encode(), json.dumps(body).encode(), headers(kind="reference")) == Reference(JOB, "00000", "results", "k")
 
 
 @pytest.mark.parametrize(
@@ -144,20 +143,34 @@ def test_a_segment_whose_hash_lies_never_becomes_whole():
     assert store.objects == {f"work/{JOB}/in/00001": b"honestly"}
 
 
-def test_a_reference_reads_only_the_uploads_bucket():
-    store = MemoryStore({"film": b"xxSEGMENTxx"})
-    body = {"bucket": "uploads", "key": "film", "offset": 2, "length": 7, "sha256": hashlib.sha256(b"SEGMENT").hexdigest()}
-    record = (f"{JOB}/00000".encode(), json.dumps(body).encode(), headers(kind="reference"))
-    assert segments.take(store, [record])[1]["segments"] == 1
-    assert store.objects[f"work/{JOB}/in/00000"] == b"SEGMENT"
-    elsewhere = (f"{JOB}/00001".encode(), json.dumps({**body, "bucket": "secret"}).encode(), headers(kind="reference", segment="00001"))
-    assert segments.take(store, [elsewhere])[1]["malformed"] == 1
+def test_a_reference_is_to_the_jobs_own_segment_which_lies_there_and_to_nothing_else():
+    own = f"work/{JOB}/in/00000"
+    store = MemoryStore({own: b"SEGMENT", "film": b"xx"})
+
+    def counted(**other):
+        body = {"bucket": "results", "key": own, "offset": 0, "length": 7, "sha256": SHA, **other}
+        return segments.take(store, [(f"{JOB}/00000".encode(), json.dumps(body).encode(), headers(kind="reference"))])[1]
+
+    assert counted() == {"records": 1, "malformed": 0, "segments": 1, "parts": 0}
+    assert counted(bucket="secret")["malformed"] == 1
+    assert counted(key="film")["malformed"] == 1
+    del store.objects[own]
+    assert counted()["malformed"] == 1, "gone"
 
 
 def test_a_short_clip_does_not_wait_behind_a_long_film():
-    waiting = {"long": list(range(100)), "short": [0, 1]}
-    assert scheduler.choose(waiting, {}, {}, 4) == [("long", 0), ("short", 0), ("long", 1), ("short", 1)]
-    assert scheduler.choose(waiting, {"long": 2}, {}, 2) == [("short", 0), ("short", 1)]
+    waiting = {"long": list(range(100)), "short": [0, 1, 2, 3]}
+    # Near its end it weighs three: three quarters are its own as long as it lasts, and no more.
+    assert scheduler.choose(waiting, {}, {}, 4) == [("short", 0), ("short", 1), ("long", 0), ("short", 2)]
+    assert scheduler.choose(waiting, {"long": 4}, {}, 2) == [("short", 0), ("short", 1)]
+    assert scheduler.choose(waiting, {"long": 1, "short": 6}, {}, 1) == [("long", 0)]
+
+
+def test_jobs_far_from_their_end_share_alike():
+    waiting = {"one": list(range(100)), "other": [0, 1]}
+    left = {"one": 100, "other": 50}
+    assert scheduler.choose(waiting, {}, {}, 4, left) == [("one", 0), ("other", 0), ("one", 1), ("other", 1)]
+    assert scheduler.choose(waiting, {"one": 2}, {}, 2, left) == [("other", 0), ("other", 1)]
 
 
 def test_one_core_goes_round_and_starves_nobody():
@@ -248,7 +261,7 @@ def test_a_client_made_while_there_were_no_credentials_is_made_anew(monkeypatch)
         def head_object(self, **_):
             if not self.found:
                 raise NoCredentialsError()
-            return {"ContentLength": 7}
+            return {}
 
     class Session:
         def client(self, *_, **__):
@@ -257,7 +270,7 @@ def test_a_client_made_while_there_were_no_credentials_is_made_anew(monkeypatch)
 
     monkeypatch.setattr(objects, "_clients", {})
     monkeypatch.setattr(objects.boto3.session, "Session", Session)
-    store = objects.Store("http://nowhere", "r", "results", "uploads", "cluster")
+    store = objects.Store("http://nowhere", "r", "results", "cluster")
     with pytest.raises(Interrupted):
-        store.size("key")
-    assert store.size("key") == 7 and len(made) == 2
+        store.exists("key")
+    assert store.exists("key") and len(made) == 2

@@ -19,7 +19,6 @@ class Store:
     endpoint: str
     region: str
     results: str
-    uploads: str
     cluster: str
 
     def _client(self):
@@ -64,10 +63,9 @@ class Store:
         except Exception as error:  # a connection lost while reading surfaces as several types
             raise Interrupted(f"s3 read {key}: {error}") from error
 
-    def get(self, key, bucket=None, byte_range=None):
-        """The object's bytes, or None when there is none. `byte_range` = (offset, length)."""
-        extra = {"Range": f"bytes={byte_range[0]}-{byte_range[0] + byte_range[1] - 1}"} if byte_range else {}
-        answer = self._call("get_object", {404}, Bucket=bucket or self.results, Key=key, **extra)
+    def get(self, key, bucket=None):
+        """The object's bytes, or None when there is none."""
+        answer = self._call("get_object", {404}, Bucket=bucket or self.results, Key=key)
         return None if answer is None else self._read(answer, key)
 
     def get_json(self, key, bucket=None):
@@ -95,11 +93,6 @@ class Store:
 
     def exists(self, key):
         return self._call("head_object", {404}, Bucket=self.results, Key=key) is not None
-
-    def size(self, key):
-        """Bytes of an object, or None."""
-        answer = self._call("head_object", {404}, Bucket=self.results, Key=key)
-        return None if answer is None else answer["ContentLength"]
 
     def put_if_absent(self, key, body, content_type="application/octet-stream"):
         """True when this call created it, False when it was there."""

@@ -140,7 +140,8 @@ class Processor:
             if tasks:
                 waiting[job.name] = tasks
         free = min(self.cores(), MOST_TASKS) - sum(running.values())
-        for name, task in choose(waiting, running, self.last, max(0, free)):
+        left = {job.name: len(job.todo) + 1 for job in self.jobs.values()}
+        for name, task in choose(waiting, running, self.last, max(0, free), left):
             job = self.jobs[name]
             self.turn += 1
             self.last[name] = self.turn

@@ -35,15 +35,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reference:
-    """A segment too large for records: a byte range of the uploaded object."""
+    """A segment too large for records: an object of its own."""
 
     job: str
     segment: str
     bucket: str
     key: str
-    offset: int
-    length: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,9 @@ def decode(key, value, headers):
     if kind == "reference":
         body = _object(value)
         bucket, name = body.get("bucket"), body.get("key")
-        offset, length = body.get("offset"), body.get("length")
         if not isinstance(bucket, str) or not isinstance(name, str) or not name:
             raise Malformed("reference without bucket and key")
-        if type(offset) is not int or type(length) is not int or offset < 0 or not 0 < length <= 16 * MAX_SEGMENT_BYTES:
-            raise Malformed("reference with a bad range")
-        return Reference(job, segment, bucket, name, offset, length, _match(SHA256, body.get("sha256"), "sha256"))
+        return Reference(job, segment, bucket, name)
     if kind not in ("video", "audio") or (kind == "audio") != (segment == "audio"):
         raise Malformed("kind is unknown or does not fit the segment")
     part = int(_match(NUMBER, names.get("part"), "part"))

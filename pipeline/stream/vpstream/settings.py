@@ -50,7 +50,6 @@ def parse(arguments, env=os.environ):
     option("--run-dir", "VP_RUN_DIR")
     option("--s3-endpoint", "AWS_ENDPOINT_URL_S3")
     option("--region", "AWS_REGION", "us-east-1")
-    option("--uploads", "VP_UPLOADS_BUCKET")
     option("--results", "VP_RESULTS_BUCKET")
     option("--cluster-bucket", "VP_CLUSTER_BUCKET")
     option("--cores-max", "VP_SPARK_CORES_MAX", "16", int)
@@ -72,5 +71,5 @@ def parse(arguments, env=os.environ):
         given.generation, holder, given.master, tuple(filter(None, given.master_uis.split(","))), given.address, given.brokers,
         given.replication, given.jars, given.python, given.run_dir, os.path.join(given.run_dir, "progress.json"), given.cores_max,
         given.executor_memory_mib, given.driver_memory_mib, given.offsets_per_trigger, not env.get("AWS_ACCESS_KEY_ID"),
-        Store(given.s3_endpoint, given.region, given.results, given.uploads, given.cluster_bucket),
+        Store(given.s3_endpoint, given.region, given.results, given.cluster_bucket),
     )  # fmt: skip

@@ -44,7 +44,7 @@ def attempt(work, *arguments):
 
 
 def process_segment(store, raw_plan, job, segment):
-    """Makes all missing outputs of one segment. Returns {"ffmpeg_s", "total_s", "bytes"}."""
+    """Makes all missing outputs of one segment. Returns {"ffmpeg_s", "total_s"}."""
     begun = time.monotonic()
     plan = read(raw_plan, job)
     part = plan.parts[int(segment)]

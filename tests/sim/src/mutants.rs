@@ -56,6 +56,7 @@ pub const ALL: &[Mutant] = &[
     mutant("vp-agent", "released-started-again", "an agent starts again what it has given back"),
     mutant("vp-agent", "older-set-taken", "an agent takes a desired set older than its last"),
     mutant("vp-coordinator", "volume-detached-from-holder", "a volume is taken off the node that holds its slot"),
+    mutant("vp-coordinator", "detached-in-sight", "a volume that is being taken away still opens the start gate"),
     mutant("vp-coordinator", "deposed-leader-detaches", "a leader that stood still takes a volume away on its old state"),
     // The brake.
     mutant("vp-cluster", "brake-off", "the brake never closes"),

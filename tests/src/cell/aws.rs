@@ -4,10 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     net::IpAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use axum::{
@@ -36,7 +33,8 @@ pub struct Instance {
 pub struct Aws {
     instances: Mutex<BTreeMap<String, Instance>>,
     objects: Mutex<BTreeMap<String, Vec<u8>>>,
-    asked: AtomicU64,
+    /// How often each instance was asked for.
+    asked: Mutex<BTreeMap<String, u64>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,9 +57,9 @@ impl Aws {
         lock(&self.objects).get(place).cloned()
     }
 
-    /// How often instances were asked for.
-    pub fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
+    /// How often EC2 was asked for instances whose ids begin so.
+    pub fn asked(&self, prefix: &str) -> u64 {
+        lock(&self.asked).iter().filter(|(id, _)| id.starts_with(prefix)).map(|(_, times)| times).sum()
     }
 
     /// Serves for ever.
@@ -91,11 +89,14 @@ impl Aws {
     }
 
     fn describe_instances(&self, form: &str) -> String {
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        let wanted: Vec<&str> =
+            form.split('&').filter_map(|pair| pair.split_once('=')).filter(|(name, _)| name.contains(".Value.")).map(|(_, id)| id).collect();
+        for id in &wanted {
+            *lock(&self.asked).entry((*id).to_owned()).or_default() += 1;
+        }
         let instances = lock(&self.instances);
-        let wanted = |id: &str| form.split('&').any(|pair| pair.split_once('=').is_some_and(|(name, value)| name.contains(".Value.") && value == id));
         let mut items = String::new();
-        for (id, one) in instances.iter().filter(|(id, _)| wanted(id)) {
+        for (id, one) in instances.iter().filter(|(id, _)| wanted.contains(&id.as_str())) {
             let _ = write!(
                 items,
                 "<item><instancesSet><item><instanceId>{id}</instanceId><instanceState><code>16</code><name>{}</name></instanceState>\

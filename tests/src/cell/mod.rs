@@ -133,7 +133,7 @@ impl Cell {
             "cluster: {CLUSTER}\nrun: coordinator\ngroup: {GROUP}\ncoordinators:\n{peers}coordinator: {id}\nlease_ms: {LEASE_MS}\n\
              aws: {{region: us-east-1, endpoint_url: '{aws}', s3_endpoint_url: '{aws}'}}\n\
              buckets: {{uploads: cell-uploads, results: cell-results, cluster: cell-cluster}}\nidentity_public_key: {}\n\
-             trust: {{root_sha256: {}, sealing_key: {}}}\nspec:\n  roles:\n    spark-worker: {{pref: 2}}\n",
+             trust: {{root_sha256: {}, sealing_key: {}}}\nspec:\n  roles:\n    spark-worker: {{pref: 64}}\n",
             STANDARD.encode(self.region.public_key().as_ref()),
             self.authority.hash(),
             sealing_key.to_base64()

@@ -103,14 +103,13 @@ async fn flood(host: u8, frames: impl Fn(u32) -> Vec<u8>) {
     let attack = async {
         for number in 0..200_000_u32 {
             if stream.write_all(&frames(number * 2 + 1)).await.is_err() {
-                return true;
+                return;
             }
         }
         // It took all of it; then it must hang up on a caller that never asked for anything it may.
         until_closed(&mut stream, Duration::from_secs(9)).await;
-        true
     };
-    assert!(tokio::time::timeout(Duration::from_secs(30), attack).await.expect("the coordinator hangs up"));
+    tokio::time::timeout(Duration::from_secs(30), attack).await.expect("the coordinator hangs up");
 }
 
 #[test]

@@ -241,6 +241,7 @@ fn odd_inputs_end_well_or_with_a_sentence(region: &Region) -> anyhow::Result<()>
         }
     }
     anyhow::ensure!(wrong.is_empty(), "{wrong:#?}");
+    anyhow::ensure!(foreign::topic(region)?.values().flatten().any(|found| found.kind == "reference"), "nothing was too large for records");
     timed(region, &sample("clip-10s.mp4")).map(drop)
 }
 
@@ -276,6 +277,43 @@ fn a_short_clip_does_not_wait_behind_a_long_one(region: &Region) -> anyhow::Resu
     Ok(())
 }
 
+/// What opens the root's key, and people's own keys, stand in no file of the region but their own: in no log, no disk of an instance, no bucket.
+fn no_secret_is_where_it_does_not_belong(region: &Region) -> anyhow::Result<()> {
+    let trust = region.state().join("trust");
+    let own: Vec<PathBuf> = files(&trust)?;
+    let mut secrets = vec![std::fs::read_to_string(trust.join("seal.key"))?.trim().to_owned()];
+    for key in own.iter().filter(|path| path.ends_with("key.pem")) {
+        secrets.extend(std::fs::read_to_string(key)?.lines().nth(1).map(str::to_owned));
+    }
+    anyhow::ensure!(secrets.len() == 4 && secrets.iter().all(|secret| secret.len() >= 40), "{} secrets", secrets.len());
+    let (mut looked_at, mut found) = (0, Vec::new());
+    for path in files(&region.state())?.into_iter().filter(|path| !own.contains(path)) {
+        // What is gone meanwhile is no place for a secret.
+        let Ok(bytes) = std::fs::read(&path) else { continue };
+        looked_at += 1;
+        let text = String::from_utf8_lossy(&bytes);
+        if secrets.iter().any(|secret| text.contains(secret)) {
+            found.push(path);
+        }
+    }
+    anyhow::ensure!(looked_at > 50 && found.is_empty(), "{looked_at} files looked at, secrets in {found:?}");
+    Ok(())
+}
+
+/// Every plain file below a folder but Kafka's, which hold what was uploaded.
+fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() && entry.file_name() != "volumes" {
+            all.extend(files(&path).unwrap_or_default());
+        } else if kind.is_file() {
+            all.push(path);
+        }
+    }
+    Ok(all)
+}
+
 #[test]
 fn process_a_video_goes_through_whatever_it_is_and_no_packet_leaves_the_machine() {
     let ((), packets) = counted(scenarios).unwrap();
@@ -305,6 +343,7 @@ fn scenarios() {
     scenarios.run("the result is the source", || the_result_is_the_source(&region, disturbed.as_deref().context("no job")?, &long));
     scenarios.run("odd inputs end well or with a sentence", || odd_inputs_end_well_or_with_a_sentence(&region));
     scenarios.run("a short clip does not wait behind a long one", || a_short_clip_does_not_wait_behind_a_long_one(&region));
+    scenarios.run("no secret is where it does not belong", || no_secret_is_where_it_does_not_belong(&region));
     // Inside, so that a failure keeps the region's logs.
     scenarios.finish();
 }

@@ -88,6 +88,9 @@ pub fn odd_inputs(folder: &Path) -> anyhow::Result<Vec<Odd>> {
     let variable = picture("variable.mp4", &every_third)?;
     let variable_frames = facts(&folder.join("variable.mp4"))?.frames;
     let odd_size = ["-f", "lavfi", "-i", "testsrc=size=853x481:rate=25:duration=2", "-c:v", "libx264", "-pix_fmt", "yuv444p"];
+    // A second of noise with one key frame, 40 MB: over what travels in records.
+    let noise = ["-f", "lavfi", "-i", "testsrc2=size=1280x720:rate=25:duration=1,noise=alls=100:allf=t"];
+    let large = [&noise[..], &["-c:v", "libx264", "-preset", "ultrafast", "-qp", "8", "-g", "9999", "-sc_threshold", "0"]].concat();
     let done = |key, bytes, frames, width, height| Odd { key, bytes, end: End::Done(frames, width, height) };
     let failed = |key, bytes, sentence| Odd { key, bytes, end: End::Failed(sentence) };
     Ok(vec![
@@ -102,6 +105,7 @@ pub fn odd_inputs(folder: &Path) -> anyhow::Result<Vec<Odd>> {
         done("one-frame.mp4", picture("one-frame.mp4", &["-frames:v", "1"])?, 1, 320, 240),
         done("one-key-frame.mp4", picture("one-key-frame.mp4", &["-g", "9999", "-keyint_min", "9999", "-sc_threshold", "0"])?, 72, 320, 240),
         done("ten-bit.mp4", make("ten-bit.mp4", &["-f", "lavfi", "-i", SOURCE, "-c:v", "libx264", "-pix_fmt", "yuv420p10le"])?, 72, 320, 240),
+        done("large-segment.mp4", make("large-segment.mp4", &large)?, 25, 640, 360),
         done("ein Video/Grüße + 100 % #1?.mp4", plain, 72, 320, 240),
     ])
 }

@@ -2,12 +2,14 @@
 
 use vp_proto::v1::WantedCoordinator;
 
+use super::orders::tell;
 use crate::arguments::{CoordinatorsCommand, Format};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::terminal::Screen;
 use crate::view::{self, model};
 
+/// Lists them, or changes who is wanted.
 pub async fn coordinators(cluster: &Cluster, screen: &Screen, format: Format, command: CoordinatorsCommand) -> Result<u8, Failure> {
     let accepted = match command {
         CoordinatorsCommand::List => {
@@ -21,8 +23,7 @@ pub async fn coordinators(cluster: &Cluster, screen: &Screen, format: Format, co
         }
         CoordinatorsCommand::Remove { ids } => cluster.want_coordinators(Vec::new(), ids).await?,
     };
-    screen.line(&format!("as of revision {}: {}", accepted.revision, accepted.note));
-    Ok(0)
+    tell(screen, format, "coordinators", "wanted as of", accepted)
 }
 
 fn parse(text: &str) -> Result<WantedCoordinator, Failure> {

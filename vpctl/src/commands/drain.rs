@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use vp_proto::v1::ClusterStatus;
 
+use super::orders::tell;
+use crate::arguments::{DrainArguments, Format};
 use crate::cluster::Cluster;
 use crate::failure::{EXIT_DEGRADED, EXIT_INTERRUPTED, Failure};
 use crate::terminal::{Screen, spinner};
@@ -12,17 +14,16 @@ use crate::terminal::{Screen, spinner};
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Drains a node or takes a drain back; with `wait`, until it carries nothing.
-pub async fn drain(cluster: &Cluster, screen: &Screen, node: &str, undo: bool, wait: bool, timeout_s: u64) -> Result<u8, Failure> {
-    let instance = node_named(&cluster.status().await?, node)?;
-    let accepted = cluster.drain(&instance, undo).await?;
-    let note = if accepted.note.is_empty() { String::new() } else { format!(": {}", accepted.note) };
-    let done = if undo { "takes slots again" } else { "is drained" };
-    screen.line(&format!("{instance} {done} as of revision {}{note}", accepted.revision));
+pub async fn drain(cluster: &Cluster, screen: &Screen, format: Format, words: DrainArguments) -> Result<u8, Failure> {
+    let DrainArguments { node, undo, wait, timeout } = words;
+    let instance = node_named(&cluster.status().await?, &node)?;
+    let done = if undo { "takes slots again as of" } else { "is drained as of" };
+    tell(screen, format, &instance, done, cluster.drain(&instance, undo).await?)?;
     if !wait {
         return Ok(0);
     }
     tokio::select! {
-        code = until_empty(cluster, screen, &instance, Duration::from_secs(timeout_s)) => code,
+        code = until_empty(cluster, screen, &instance, Duration::from_secs(timeout)) => code,
         _ = tokio::signal::ctrl_c() => {
             screen.note(&format!("the drain goes on; look with `vpctl nodes`, take it back with `vpctl drain {instance} --undo`"));
             Ok(EXIT_INTERRUPTED)
@@ -44,7 +45,7 @@ async fn until_empty(cluster: &Cluster, screen: &Screen, instance: &str, timeout
             };
             if left.is_empty() {
                 bar.finish_and_clear();
-                screen.line(&format!("{instance} carries nothing any more"));
+                screen.note(&format!("{instance} carries nothing any more"));
                 return Ok(0);
             }
             let text = format!("still carries {}", left.join(" "));

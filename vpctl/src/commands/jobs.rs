@@ -2,6 +2,7 @@
 
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
+use serde_json::json;
 use vp_jobs::{JobId, keys};
 
 use super::results::{self, Job};
@@ -37,7 +38,7 @@ pub async fn jobs(pipeline: &Pipeline, screen: &Screen, format: Format, command:
             view::show(screen, format, &paths, |paths| paths.iter().map(|p| format!("verified  {p}\n")).collect())?;
             Ok(0)
         }
-        JobsCommand::Cancel { job } => cancel(pipeline, screen, &job).await,
+        JobsCommand::Cancel { job } => cancel(pipeline, screen, format, &job).await,
         JobsCommand::Retry { job, wait } => retry(pipeline, screen, format, &job, wait).await,
     }
 }
@@ -119,11 +120,12 @@ struct CancelRecord<'a> {
     requested_unix_ms: u64,
 }
 
-async fn cancel(pipeline: &Pipeline, screen: &Screen, name: &str) -> Result<u8, Failure> {
+async fn cancel(pipeline: &Pipeline, screen: &Screen, format: Format, name: &str) -> Result<u8, Failure> {
     let id = results::named(pipeline, name).await?;
     let job = results::read(pipeline, &id).await?;
+    let answer = json!({"job": id.to_string(), "state": job.state, "cancel_requested": !job.is_over()});
     if job.is_over() {
-        screen.line(&format!("job {id} is {} already: nothing to cancel", job.state));
+        view::show(screen, format, &answer, |_| format!("job {id} is {} already: nothing to cancel\n", job.state))?;
         return Ok(0);
     }
     let record = CancelRecord { job: &id, requested_unix_ms: now_unix_ms() };
@@ -134,7 +136,7 @@ async fn cancel(pipeline: &Pipeline, screen: &Screen, name: &str) -> Result<u8, 
         Err(error) if error.is_precondition_failed() => {}
         Err(error) => return Err(error.into()),
     }
-    screen.line(&format!("job {id}: cancellation asked for; `vpctl jobs show {id}` shows when it is"));
+    view::show(screen, format, &answer, |_| format!("job {id}: cancellation asked for; `vpctl jobs show {id}` shows when it is\n"))?;
     Ok(0)
 }
 
@@ -153,7 +155,7 @@ async fn retry(pipeline: &Pipeline, screen: &Screen, format: Format, name: &str,
     let etag = pipeline.store.copy(bucket, key, &pipeline.uploads, &fresh).await?;
     let new = JobId::of(&pipeline.uploads, &fresh, &etag, recipe);
     if !wait {
-        let answer = serde_json::json!({"job": new, "retry_of": id, "key": fresh});
+        let answer = json!({"job": new, "retry_of": id, "key": fresh});
         view::show(screen, format, &answer, |_| format!("job {new} is {id} again; `vpctl jobs show {new}` shows how far it is\n"))?;
         return Ok(0);
     }

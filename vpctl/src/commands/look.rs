@@ -55,7 +55,7 @@ fn show_again(answer: Result<ClusterStatus, Failure>, screen: &Screen, format: F
         Ok(raw) => view::status::screen(&model::Status::from(raw), screen, format == Format::Wide),
         Err(failure) => format!("{failure}\n"),
     };
-    screen.text(&screen.redrawn(&text));
+    screen.redraw(&text);
     Ok(())
 }
 

@@ -11,40 +11,46 @@ use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::terminal::{Screen, Tone};
 use crate::view;
-use crate::view::model::Brake;
+use crate::view::model::{Brake, Order};
 
-fn tell(screen: &Screen, subject: &str, accepted: &Accepted) -> u8 {
-    let note = if accepted.note.is_empty() { String::new() } else { format!(": {}", accepted.note) };
-    screen.line(&format!("{subject} accepted at revision {}{note}", accepted.revision));
-    0
+/// Says that an order was taken, in `words` about its subject.
+pub fn tell(screen: &Screen, format: Format, subject: &str, words: &str, accepted: Accepted) -> Result<u8, Failure> {
+    let order = Order { subject: subject.to_owned(), revision: accepted.revision, note: Some(accepted.note).filter(|note| !note.is_empty()) };
+    view::show(screen, format, &order, |order| {
+        let note = order.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
+        format!("{subject} {words} revision {}{note}\n", order.revision)
+    })?;
+    Ok(0)
 }
 
+const ACCEPTED: &str = "accepted at";
+
 /// Keeps new slots off a node, or lets them come again.
-pub async fn cordon(cluster: &Cluster, screen: &Screen, node: &str, undo: bool) -> Result<u8, Failure> {
+pub async fn cordon(cluster: &Cluster, screen: &Screen, format: Format, node: &str, undo: bool) -> Result<u8, Failure> {
     let instance = node_named(&cluster.status().await?, node)?;
-    Ok(tell(screen, "cordon", &cluster.cordon(&instance, undo).await?))
+    tell(screen, format, "cordon", ACCEPTED, cluster.cordon(&instance, undo).await?)
 }
 
 /// Wants a slot elsewhere, or takes that back.
-pub async fn move_slot(cluster: &Cluster, screen: &Screen, words: MoveArguments) -> Result<u8, Failure> {
+pub async fn move_slot(cluster: &Cluster, screen: &Screen, format: Format, words: MoveArguments) -> Result<u8, Failure> {
     let MoveArguments { slot, to, empty_disk, undo } = words;
     let slot = Some(slot_ref(&slot)?);
     let instance_id = match to {
         Some(to) => node_named(&cluster.status().await?, &to)?,
         None => String::new(),
     };
-    Ok(tell(screen, "move", &cluster.move_slot(MoveRequest { slot, instance_id, empty_disk, undo, ..MoveRequest::default() }).await?))
+    tell(screen, format, "move", ACCEPTED, cluster.move_slot(MoveRequest { slot, instance_id, empty_disk, undo, ..MoveRequest::default() }).await?)
 }
 
 /// Wants another number of slots of a role.
-pub async fn scale(cluster: &Cluster, screen: &Screen, role: &str, wanted: u32) -> Result<u8, Failure> {
-    Ok(tell(screen, "scale", &cluster.scale(role, wanted).await?))
+pub async fn scale(cluster: &Cluster, screen: &Screen, format: Format, role: &str, wanted: u32) -> Result<u8, Failure> {
+    tell(screen, format, "scale", ACCEPTED, cluster.scale(role, wanted).await?)
 }
 
 /// Wants what a file says.
-pub async fn apply(cluster: &Cluster, screen: &Screen, file: &Path) -> Result<u8, Failure> {
+pub async fn apply(cluster: &Cluster, screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> {
     let yaml = std::fs::read_to_string(file).map_err(Failure::file(file))?;
-    Ok(tell(screen, "spec", &cluster.apply(&yaml).await?))
+    tell(screen, format, "spec", ACCEPTED, cluster.apply(&yaml).await?)
 }
 
 /// Shows the brake, or releases it for the nodes that are silent now.
@@ -58,7 +64,7 @@ pub async fn brake(cluster: &Cluster, screen: &Screen, format: Format, command: 
         BrakeCommand::Release { by } => {
             let by = by.or_else(|| std::env::var("USER").ok()).filter(|by| !by.is_empty());
             let by = by.ok_or_else(|| Failure::Usage("nobody is named: say who with --by NAME".to_owned()))?;
-            Ok(tell(screen, "release", &cluster.release_brake(&by).await?))
+            tell(screen, format, "release", ACCEPTED, cluster.release_brake(&by).await?)
         }
     }
 }

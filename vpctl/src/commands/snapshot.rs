@@ -35,6 +35,14 @@ struct Header {
     sha256: String,
 }
 
+/// What a restore has begun.
+#[derive(Debug, Clone, Serialize)]
+struct Incarnation {
+    cluster: String,
+    cluster_id: String,
+    revision: u64,
+}
+
 /// A file that is whole.
 struct Saved {
     header: Header,
@@ -42,6 +50,7 @@ struct Saved {
     bytes: Vec<u8>,
 }
 
+/// Saves, shows or restores one.
 pub async fn snapshot(
     place: &Place,
     cluster: impl FnOnce() -> Result<Cluster, Failure>,
@@ -50,13 +59,20 @@ pub async fn snapshot(
     command: SnapshotCommand,
 ) -> Result<u8, Failure> {
     match command {
-        SnapshotCommand::Save { file } => save(&cluster()?, screen, &file).await,
+        SnapshotCommand::Save { file } => save(&cluster()?, screen, format, &file).await,
         SnapshotCommand::Inspect { file } => inspect(screen, format, &file),
-        SnapshotCommand::Restore { file, confirm, all_gone } => restore(place, &cluster()?, screen, &file, &confirm, all_gone).await,
+        SnapshotCommand::Restore { file, confirm, all_gone } => {
+            let incarnation = restore(place, &cluster()?, &file, &confirm, all_gone).await?;
+            view::show(screen, format, &incarnation, |begun| {
+                format!("{} begins again as {}, from revision {}\n", begun.cluster, begun.cluster_id, begun.revision)
+            })?;
+            screen.note("coordinators that run start again within seconds, lost ones through their groups; follow with `vpctl status --watch`");
+            Ok(0)
+        }
     }
 }
 
-async fn save(cluster: &Cluster, screen: &Screen, file: &Path) -> Result<u8, Failure> {
+async fn save(cluster: &Cluster, screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> {
     let SavedSnapshot { cluster, cluster_id, index, term, state } = cluster.save_snapshot().await?;
     let header = Header { format: FORMAT, cluster, cluster_id, index, term, saved_unix_ms: unix_ms(), sha256: hex::encode(Sha256::digest(&state)) };
     let mut bytes = serde_json::to_vec(&header).map_err(|error| malformed(file, &error.to_string()))?;
@@ -68,7 +84,8 @@ async fn save(cluster: &Cluster, screen: &Screen, file: &Path) -> Result<u8, Fai
     std::fs::write(&temporary, &bytes).map_err(Failure::file(&temporary))?;
     std::fs::File::open(&temporary).and_then(|written| written.sync_all()).map_err(Failure::file(&temporary))?;
     std::fs::rename(&temporary, file).map_err(Failure::file(file))?;
-    screen.line(&format!("{}: {} at revision {index}, {} bytes", file.display(), header.cluster_id, bytes.len()));
+    let answer = json!({"file": file, "cluster": header.cluster, "cluster_id": header.cluster_id, "revision": index, "bytes": bytes.len()});
+    view::show(screen, format, &answer, |_| format!("{}: {} at revision {index}, {} bytes\n", file.display(), header.cluster_id, bytes.len()))?;
     Ok(0)
 }
 
@@ -95,7 +112,7 @@ fn inspect(screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> 
 
 /// Founds the cluster anew: the snapshot is put beside the claims, then one conditional write makes it the beginning of another incarnation. Members of
 /// the old one are strangers to it, whatever their disks hold.
-async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path, confirm: &str, all_gone: bool) -> Result<u8, Failure> {
+async fn restore(place: &Place, cluster: &Cluster, file: &Path, confirm: &str, all_gone: bool) -> Result<Incarnation, Failure> {
     let saved = read(file)?;
     if saved.header.cluster != confirm {
         return Err(Failure::Usage(format!("the snapshot is of cluster '{}', confirmed was '{confirm}'", saved.header.cluster)));
@@ -143,9 +160,7 @@ async fn restore(place: &Place, cluster: &Cluster, screen: &Screen, file: &Path,
         }
         Err(error) => return Err(error.into()),
     }
-    screen.line(&format!("{confirm} begins again as {confirm}#{incarnation}, from revision {}", saved.header.index));
-    screen.note("coordinators that run start again within seconds, lost ones through their groups; follow with `vpctl status --watch`");
-    Ok(0)
+    Ok(Incarnation { cluster: confirm.to_owned(), cluster_id: format!("{confirm}#{incarnation}"), revision: saved.header.index })
 }
 
 /// A leader would lose what it has acknowledged; coordinators that the snapshot does not know could go on beside the restored ones.

@@ -8,6 +8,17 @@ use vp_proto::v1::{self, Health, Phase};
 
 use crate::failure::{EXIT_DEGRADED, EXIT_NO_TOLERANCE, EXIT_QUORUM_LOST};
 
+/// An order that was taken: `drain`, `cordon`, `move`, `scale`, `apply`, `brake release`, `coordinators add|remove`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Order {
+    /// What it is about: an instance, or the order's name.
+    pub subject: String,
+    /// Where it went into the log.
+    pub revision: u64,
+    /// What follows from it, for people.
+    pub note: Option<String>,
+}
+
 /// `vpctl status`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {

@@ -72,15 +72,15 @@ impl Taken {
     }
 }
 
-/// Whether `apply` would take this plan now: one judge, not two.
+/// What `apply` would make of this plan now, events and requests left out (None: it would change nothing): one judge, not two.
 ///
 /// # Errors
 /// What it would answer.
-pub(crate) fn try_plan(state: &ClusterState, plan: &Plan) -> Result<(), Rejection> {
+pub(crate) fn try_plan(state: &ClusterState, plan: &Plan) -> Result<Option<ClusterState>, Rejection> {
     if plan.actions.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    tried(state, plan, &mut Events { revision: state.revision, unix_ms: 0, list: Vec::new() }).map(drop)
+    tried(state, plan, &mut Events { revision: state.revision, unix_ms: 0, list: Vec::new() }).map(Some)
 }
 
 fn act(state: &mut ClusterState, taken: &mut Taken, action: &Action, events: &mut Events) -> Result<(), Rejection> {

@@ -24,23 +24,48 @@ use crate::{
     state::{ClusterState, Fencing, Lifecycle, Membership, Proof, Slot},
 };
 
+/// Looks that one plan takes at most; the second finds what the first has freed, a third has never been needed.
+const LOOKS: usize = 3;
+
 /// The moves that state and observations call for, in one plan on one revision, and a report of what stays undone.
 pub fn plan(state: &ClusterState, obs: &Observations) -> (Plan, Report) {
+    let (actions, mut gates) = look(state, obs);
+    let mut plan = Plan { based_on: state.revision, actions };
+    // One judge, not two: what `apply` would refuse is not proposed, and that is a bug to be seen.
+    let mut ahead = match try_plan(state, &plan) {
+        Ok(ahead) => ahead,
+        Err(refused) => {
+            plan.actions.clear();
+            gates.push(Gate::new("plan", refused.to_string(), DISAGREED));
+            None
+        }
+    };
+    // What the plan frees, or takes from under a volume's zone, may call for more: looked at again as the plan would leave things.
+    for _ in 1..LOOKS {
+        let Some(left) = ahead.take() else { break };
+        let (more, still) = look(&left, obs);
+        if more.is_empty() {
+            break;
+        }
+        let longer = Plan { based_on: state.revision, actions: plan.actions.iter().cloned().chain(more).collect() };
+        // Refused only as a whole: the rest then comes with the next plan.
+        if let Ok(Some(then)) = try_plan(state, &longer) {
+            (plan, gates, ahead) = (longer, still, Some(then));
+        }
+    }
+    gates.sort();
+    (plan, Report { gates })
+}
+
+/// Everything that one look calls for, and what it leaves undone.
+fn look(state: &ClusterState, obs: &Observations) -> (Vec<Action>, Vec<Gate>) {
     let mut planning = Planning::of(state, obs);
     planning.vacate();
     planning.grant();
     planning.release();
     planning.remove();
     planning.forget();
-    let mut plan = Plan { based_on: state.revision, actions: planning.actions };
-    let mut gates = planning.gates;
-    // One judge, not two: what `apply` would refuse is not proposed, and that is a bug to be seen.
-    if let Err(refused) = try_plan(state, &plan) {
-        plan.actions.clear();
-        gates.push(Gate::new("plan", refused.to_string(), DISAGREED));
-    }
-    gates.sort();
-    (plan, Report { gates })
+    (planning.actions, planning.gates)
 }
 
 /// What is said when planner and `apply` disagree.

@@ -1,0 +1,153 @@
+//! The leader's hands on volumes, in a region that notes what the leader has in sight at the moment it is asked.
+#![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
+mod ledger;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use ledger::{Nobody, config, identity, until};
+use tokio::sync::Notify;
+use vp_cloud::ec2::{Instance, Volume, VolumeState};
+use vp_cloud::error::CloudError;
+use vp_cloud::s3::StoreError;
+use vp_cluster::observe::VolumeSeen;
+use vp_cluster::state::{self, Fencing, Lifecycle, Membership, Node, RoleSpec, Slot};
+use vp_cluster::{ClusterState, MemberId, NodeId, Session, SlotId, VolumeId, Zone};
+use vp_coordinator::certificates::Certificates;
+use vp_coordinator::cloud_watch::{CloudWatch, Memory};
+use vp_coordinator::leader::{Leader, unix_ms};
+use vp_coordinator::machine::ClusterMachine;
+use vp_coordinator::raft::{self, Status, open};
+use vp_coordinator::region::Region;
+use vp_coordinator::registry::Registry;
+use vp_coordinator::settings::{self, Settings};
+use vp_coordinator::storage::StoreOptions;
+use vp_coordinator::world::World;
+
+/// One node that runs and holds nothing, one volume that still hangs on it.
+#[derive(Default)]
+struct OneVolume {
+    leader: OnceLock<Arc<Leader>>,
+    /// What the leader had in sight of the volume when it asked for its detach.
+    detached: Mutex<Vec<Option<VolumeSeen>>>,
+}
+
+#[tonic::async_trait]
+impl Region for OneVolume {
+    async fn describe_instances(&self, _: &[String]) -> Result<Vec<Instance>, CloudError> {
+        Ok(Vec::new())
+    }
+
+    async fn terminate_in_group(&self, _: &str) -> Result<(), CloudError> {
+        panic!("nothing is to be terminated")
+    }
+
+    async fn describe_volumes(&self, _: &[String]) -> Result<Vec<Volume>, CloudError> {
+        let (id, zone) = ("vol-1".to_owned(), "z1".to_owned());
+        Ok(vec![Volume { id, zone, state: VolumeState::InUse, attached_to: Some("i-1".to_owned()), tags: BTreeMap::new() }])
+    }
+
+    async fn create_volume(&self, _: &str, _: &BTreeMap<String, String>, _: &str) -> Result<String, CloudError> {
+        panic!("no volume is wanted")
+    }
+
+    async fn attach_volume(&self, _: &str, _: &str, _: &str) -> Result<(), CloudError> {
+        panic!("nothing is to be attached")
+    }
+
+    async fn detach_volume(&self, _: &str) -> Result<(), CloudError> {
+        let seen = self.leader.get().unwrap().world.lock().volumes.get(&VolumeId("vol-1".to_owned())).cloned();
+        self.detached.lock().unwrap().push(seen);
+        Ok(())
+    }
+
+    async fn publish_brokers(&self, _: String) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+fn settings() -> Settings {
+    let list: String = (1..=3).map(|id| format!("  - {{id: {id}, address: 10.0.{id}.10, zone: z{id}, group: c{id}}}\n")).collect();
+    let text = format!(
+        "cluster: test\nrun: coordinator\ngroup: nodes\ncoordinators:\n{list}coordinator: 1\nlease_ms: 4000\naws: {{region: r}}\n\
+         buckets: {{uploads: u, results: r, cluster: c}}\nidentity_public_key: none\ntrust: {{root_sha256: {}, sealing_key: {}=}}\nspec: {{roles: {{}}}}\n",
+        "0".repeat(64),
+        "A".repeat(43)
+    );
+    let user_data = settings::parse(&text).unwrap();
+    Settings {
+        me: user_data.coordinators[0].clone(),
+        user_data,
+        instance_id: "i-c1".to_owned(),
+        instance_address: "10.0.1.10".to_owned(),
+        identity_document: String::new(),
+        identity_signature: String::new(),
+        data: PathBuf::new(),
+        roles: PathBuf::new(),
+    }
+}
+
+/// Kafka's only slot, given back by `i-1`, which lives on.
+fn given_back() -> ClusterState {
+    let mut state = ClusterState::default();
+    let role = RoleSpec {
+        min: 1,
+        pref: 1,
+        max: 1,
+        fencing: Fencing::Quorum,
+        fenced_sinks: false,
+        volume: true,
+        membership: Membership::Kafka,
+        after: Vec::new(),
+        spread_zones: true,
+        memory_mib: 512,
+    };
+    state.spec.roles.insert("kafka".into(), role);
+    let volume = state::Volume { id: VolumeId("vol-1".to_owned()), zone: Zone("z1".to_owned()) };
+    state.slots.insert(SlotId::new("kafka", 1), Slot { volume: Some(volume), ..Slot::default() });
+    let node = Node {
+        address: "10.0.1.20".to_owned(),
+        zone: Zone("z1".to_owned()),
+        instance_type: "t3.small".to_owned(),
+        memory_mib: 2048,
+        cpu_millis: 2000,
+        session: Session(1),
+        lifecycle: Lifecycle::Ready,
+        cordoned: false,
+        agent_version: "0".to_owned(),
+    };
+    state.nodes.insert(NodeId::from("i-1"), node);
+    state
+}
+
+/// While it is asked whose the volume is and EC2 carries the detach out, a grant to the same node may be decided; in sight, the volume would open that grant's
+/// start gate, and the process would lose its disk (simulation, seed 3482 on 073e68d).
+#[tokio::test]
+async fn a_volume_is_out_of_the_start_gates_sight_before_it_is_taken_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (machine, state, _) = ClusterMachine::founded(given_back());
+    let node = open(folder.path(), &identity(1), StoreOptions::default(), config(1, &[1]), machine).unwrap();
+    let (handle, task) = raft::start(node, Nobody);
+    let task = tokio::spawn(task);
+    until("lead", &handle, Status::leads).await;
+    let leader = Arc::new(Leader {
+        settings: settings(),
+        cluster_id: "test#1".to_owned(),
+        member: MemberId(1),
+        certificates: Certificates::default(),
+        raft: handle.clone(),
+        state,
+        registry: Registry::default(),
+        world: World::default(),
+        unix_ms: Box::new(unix_ms),
+        wake: Notify::new(),
+    });
+    let _seat = leader.registry.open(&NodeId::from("i-1"), Session(1)).unwrap();
+    let region = Arc::new(OneVolume::default());
+    assert!(region.leader.set(leader.clone()).is_ok());
+    CloudWatch { leader: leader.clone(), region: region.clone() }.turn(Memory::default()).await;
+    assert_eq!(*region.detached.lock().unwrap(), [None], "asked once, and out of sight by then");
+    handle.stop();
+    task.await.unwrap().unwrap();
+}
