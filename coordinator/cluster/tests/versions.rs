@@ -158,9 +158,9 @@ fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/pinned").join(name)
 }
 
-/// The first line that differs, for a person.
+/// The bytes that members compare, with ends of lines so that a person sees what differs.
 fn pinned(name: &str, now: &impl serde::Serialize) {
-    let now = serde_json::to_string_pretty(now).unwrap() + "\n";
+    let now = serde_json::to_string(now).unwrap().replace("},{", "},\n{").replace("},\"", "},\n\"") + "\n";
     if std::env::var_os("VP_PIN").is_some() && !file(name).exists() {
         std::fs::write(file(name), &now).unwrap();
     }

@@ -59,7 +59,11 @@ impl Enrolment for EnrolmentApi {
         if !self.leader.leads() {
             return Err(not_leader(&self.leader));
         }
-        let from = request.extensions().get::<Caller>().map(|caller| caller.from);
+        // It has asked for something: from here on its connection has the door's whole time.
+        let from = request.extensions().get::<Caller>().map(|caller| {
+            caller.welcome();
+            caller.from
+        });
         let asked = request.into_inner();
         let crowded = || Status::resource_exhausted("many instances enrol at this moment: try again");
         let _place = self.at_once.try_acquire().map_err(|_| crowded())?;

@@ -66,6 +66,19 @@ fn a_connection_that_asks_for_nothing_is_closed() {
     });
 }
 
+/// Whoever keeps the others from enrolling has to come back for each connection every two seconds.
+#[test]
+fn a_stranger_that_asks_for_nothing_is_closed_soon() {
+    attack(async {
+        let Way { to, from, tls, .. } = cell().enrolment_way(cell().coordinator(1), cell().elsewhere(68)).unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from.unwrap(), 0).into()).unwrap();
+        let name = ServerName::IpAddress(to.ip().into());
+        let mut stream = tokio_rustls::TlsConnector::from(tls).connect(name, socket.connect(to).await.unwrap()).await.unwrap();
+        until_closed(&mut stream, Duration::from_secs(5)).await;
+    });
+}
+
 #[test]
 fn a_caller_that_reads_nothing_is_closed_though_it_never_lets_the_coordinator_read() {
     attack(async {
