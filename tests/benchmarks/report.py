@@ -111,9 +111,10 @@ def drills(found, led):
 
 
 def small(latency, agents, binary, saturated):
-    median, worst = latency
     lines = ["## Status, agent, saturation", "", "| what | measured | target | |", "|---|---|---|---|"]
-    lines.append(f"| `vpctl status`, 20 calls, program start included | median {median * 1000:.0f} ms, worst {worst * 1000:.0f} ms | none | |")
+    if latency:
+        median, worst = latency
+        lines.append(f"| `vpctl status`, 20 calls, program start included | median {median * 1000:.0f} ms, worst {worst * 1000:.0f} ms | none | |")
     for title, found in agents:
         rss, cpu = max(r for _, r, _ in found), statistics.median(c for _, _, c in found)
         lines.append(f"| agent, RSS, {title} | {rss:.1f} MiB | ≤ 15 MB (A6), ≤ 20 MB (issue) | {mark(rss * 1.048576, 15)} |")
