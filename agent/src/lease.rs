@@ -103,6 +103,16 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_runs_from_the_heartbeat_that_is_answered_not_from_a_later_one() {
+        let mut leases = leases_with_heartbeat(1, at(10), 5);
+        leases.sent(2, at(12), BTreeSet::from([(slot(), 5)]));
+        leases.acknowledged(1, &[(slot(), 5)], LEASE);
+        assert_eq!(leases.deadline(&slot(), 5), Some(at(14)));
+        leases.acknowledged(2, &[(slot(), 5)], LEASE);
+        assert_eq!(leases.deadline(&slot(), 5), Some(at(16)));
+    }
+
+    #[test]
     fn a_pair_the_answer_does_not_name_is_not_renewed() {
         let mut leases = leases_with_heartbeat(1, at(10), 5);
         assert_eq!(leases.acknowledged(1, &[], LEASE), vec![]);
