@@ -100,6 +100,8 @@ pub struct Volume {
     pub state: VolumeState,
     /// Instance it is attached to (also while attaching or detaching).
     pub attached_to: Option<String>,
+    /// It is there to stay: neither on its way to that instance nor away from it.
+    pub settled: bool,
     pub zone: String,
     pub tags: BTreeMap<String, String>,
 }
@@ -296,11 +298,14 @@ fn read_volume(raw: &types::Volume) -> Option<Volume> {
         _ => VolumeState::Unknown,
     };
     let holds = |a: &&types::VolumeAttachment| a.state() != Some(&types::VolumeAttachmentState::Detached);
-    let attached_to = raw.attachments().iter().find(holds).and_then(types::VolumeAttachment::instance_id);
+    let attachment = raw.attachments().iter().find(holds);
+    let attached_to = attachment.and_then(types::VolumeAttachment::instance_id);
+    let under_way = [Some(&types::VolumeAttachmentState::Attaching), Some(&types::VolumeAttachmentState::Detaching)];
     Some(Volume {
         id: raw.volume_id()?.to_owned(),
         state,
         attached_to: attached_to.map(str::to_owned),
+        settled: !attachment.is_some_and(|attachment| under_way.contains(&attachment.state())),
         zone: raw.availability_zone().unwrap_or_default().to_owned(),
         tags: read_tags(raw.tags()),
     })

@@ -145,19 +145,22 @@ impl CloudWatch {
         }
         match self.region.describe_volumes(&owned).await {
             Ok(found) => {
+                let listed: BTreeSet<String> = found.iter().map(|volume| volume.id.clone()).collect();
                 let mut volumes: BTreeMap<VolumeId, VolumeSeen> = BTreeMap::new();
                 for volume in found {
                     let seen = match (volume.attached_to, volume.state) {
                         (_, VolumeState::Deleted | VolumeState::Deleting) => VolumeSeen::Gone,
-                        (Some(instance), _) => VolumeSeen::AttachedTo(NodeId(instance)),
+                        (Some(instance), _) if volume.settled => VolumeSeen::AttachedTo(NodeId(instance)),
+                        // On its way to an instance or away from it: nobody is started on it, and nothing is asked again.
+                        (Some(_), _) => continue,
                         (None, VolumeState::Available) => VolumeSeen::Available,
                         (None, _) => continue,
                     };
                     volumes.insert(VolumeId(volume.id), seen);
                 }
                 // EC2 answered and did not list it: it does not exist. (An error answers nothing.)
-                for id in owned {
-                    volumes.entry(VolumeId(id)).or_insert(VolumeSeen::Gone);
+                for id in owned.into_iter().filter(|id| !listed.contains(id)) {
+                    volumes.insert(VolumeId(id), VolumeSeen::Gone);
                 }
                 let mut seen = self.leader.world.lock();
                 let changed = seen.volumes != volumes;

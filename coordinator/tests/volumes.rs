@@ -45,7 +45,7 @@ impl Region for OneVolume {
 
     async fn describe_volumes(&self, _: &[String]) -> Result<Vec<Volume>, CloudError> {
         let (id, zone) = ("vol-1".to_owned(), "z1".to_owned());
-        Ok(vec![Volume { id, zone, state: VolumeState::InUse, attached_to: Some("i-1".to_owned()), tags: BTreeMap::new() }])
+        Ok(vec![Volume { id, zone, state: VolumeState::InUse, attached_to: Some("i-1".to_owned()), settled: true, tags: BTreeMap::new() }])
     }
 
     async fn create_volume(&self, _: &str, _: &BTreeMap<String, String>, _: &str) -> Result<String, CloudError> {

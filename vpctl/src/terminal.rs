@@ -163,6 +163,9 @@ fn words_in(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// The codes of [`painted`].
+const COLOURS: [&str; 6] = ["0", "32", "33", "31;1", "2", "1"];
+
 /// The text without control characters but ends of lines and tabs, and the colours of [`painted`] where there are any.
 fn harmless(text: &str, colours: bool) -> String {
     let mut out = String::with_capacity(text.len());
@@ -171,7 +174,7 @@ fn harmless(text: &str, colours: bool) -> String {
         let (before, found) = rest.split_at(at);
         out.push_str(before);
         let colour = found.strip_prefix("\u{1b}[").and_then(|code| code.split_once('m')).map(|(code, _)| code);
-        if let Some(code) = colour.filter(|code| colours && code.chars().all(|c| c.is_ascii_digit() || c == ';')) {
+        if let Some(code) = colour.filter(|code| colours && COLOURS.contains(code)) {
             out.push_str(&found[..code.len() + 3]);
             rest = &found[code.len() + 3..];
         } else {
@@ -251,9 +254,10 @@ mod tests {
 
     #[test]
     fn what_others_say_does_not_steer_the_terminal() {
-        let said = "\u{1b}[31mfilm\u{1b}[0m\u{1b}[2J\u{7}\r\tä\n\u{9b}H\u{1b}]0;x\u{7}";
-        assert_eq!(harmless(said, true), "\u{1b}[31mfilm\u{1b}[0m\u{fffd}[2J\u{fffd}\u{fffd}\tä\n\u{fffd}H\u{fffd}]0;x\u{fffd}");
+        let said = "\u{1b}[32mfilm\u{1b}[0m\u{1b}[2J\u{7}\r\tä\n\u{9b}H\u{1b}]0;x\u{7}";
+        assert_eq!(harmless(said, true), "\u{1b}[32mfilm\u{1b}[0m\u{fffd}[2J\u{fffd}\u{fffd}\tä\n\u{fffd}H\u{fffd}]0;x\u{fffd}");
         assert_eq!(harmless(said, false).matches('\u{1b}').count(), 0);
+        assert_eq!(harmless("\u{1b}[8mhidden", true), "\u{fffd}[8mhidden");
         assert_eq!(harmless("\u{1b}", true), "\u{fffd}");
         assert_eq!(harmless("\u{1b}[", true), "\u{fffd}[");
     }

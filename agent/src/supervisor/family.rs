@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,56 +64,82 @@ pub struct Family {
 impl Family {
     /// Every live process of the family but the caller.
     pub fn members(&self) -> Vec<i32> {
-        // The kernel gives no new process the number of a session that still has members: another process under it means ours has none.
-        let reused = stat(self.session).is_some_and(|leader| leader.start != self.leader_start);
-        let session = if reused { 0 } else { self.session };
-        let me = std::process::id() as i32;
-        let wanted = format!("{MARK}={}", self.mark);
-        processes().filter(|pid| *pid != me).filter(|pid| belongs(*pid, session, &wanted)).collect()
+        self.look(true).0
     }
 
-    /// SIGKILL to every member, and again to those born meanwhile; true when none is left.
+    /// SIGKILL to every member, and again to those born meanwhile; true when none is left for certain.
     pub fn kill(&self) -> bool {
-        for _ in 0..50 {
-            let members = self.members();
-            if members.is_empty() {
-                return true;
-            }
-            for pid in members {
+        let end = |pids: Vec<i32>| {
+            for pid in pids {
                 // Gone already is what is wanted.
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
+        };
+        for _ in 0..50 {
+            // First those who are known by their session: for that nobody's environment is waited for.
+            end(self.look(false).0);
+            let (members, certain) = self.look(true);
+            if members.is_empty() && certain {
+                return true;
+            }
+            end(members);
             // A killed process takes a moment to go; give way instead of spinning.
             std::thread::yield_now();
         }
         false
     }
+
+    /// The members, by session alone or by environment too; and whether that is all, for certain.
+    fn look(&self, environments: bool) -> (Vec<i32>, bool) {
+        // The kernel gives no new process the number of a session that still has members: another process under it means ours has none.
+        let reused = stat(self.session).is_some_and(|leader| leader.start != self.leader_start);
+        let session = if reused { 0 } else { self.session };
+        let me = std::process::id() as i32;
+        let wanted = environments.then(|| format!("{MARK}={}", self.mark));
+        let until = Instant::now() + PATIENCE;
+        let (mut members, mut certain) = (Vec::new(), true);
+        for pid in processes().filter(|pid| *pid != me) {
+            match belongs(pid, session, wanted.as_deref(), until) {
+                Some(true) => members.push(pid),
+                Some(false) => {}
+                None => certain = false,
+            }
+        }
+        (members, certain)
+    }
 }
 
-fn belongs(pid: i32, session: i32, mark: &str) -> bool {
-    let Some(stat) = stat(pid) else { return false };
-    if matches!(stat.state, 'Z' | 'X') {
-        return false;
+/// How long one look waits, all in all, for processes that are between two programs. An execve takes a millisecond; on a starved machine it may take longer.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// None: it is between two programs, and was so for longer than one waits.
+fn belongs(pid: i32, session: i32, mark: Option<&str>, until: Instant) -> Option<bool> {
+    let Some(first) = stat(pid) else { return Some(false) };
+    if matches!(first.state, 'Z' | 'X') {
+        return Some(false);
     }
-    if session != 0 && stat.session == session {
-        return true;
+    if session != 0 && first.session == session {
+        return Some(true);
     }
+    let Some(mark) = mark else { return Some(false) };
     // An empty environment may be that of a process between two programs, which may be through by the time one asks about that: only seen several times on end,
-    // and never beside a change, is it empty. Looked at for some tens of milliseconds at most, longer than any execve takes.
+    // and never beside a change, is it empty.
     let mut empty = 0;
-    for _ in 0..2000 {
-        let Ok(environ) = environment(pid) else { return false };
+    loop {
+        let Ok(environ) = environment(pid) else { return Some(false) };
         if !environ.is_empty() {
-            return environ.split(|b| *b == 0).any(|v| v == mark.as_bytes());
+            return Some(environ.split(|b| *b == 0).any(|v| v == mark.as_bytes()));
         }
-        let changing = self::stat(pid).is_some_and(|now| now.changing && !matches!(now.state, 'Z' | 'X'));
+        let changing = stat(pid).is_some_and(|now| now.changing && !matches!(now.state, 'Z' | 'X'));
         empty = if changing { 0 } else { empty + 1 };
         if empty == 3 {
-            break;
+            return Some(false);
+        }
+        if changing && Instant::now() >= until {
+            return None;
         }
         std::thread::yield_now();
     }
-    false
 }
 
 /// In one piece: read bit by bit, it ends in the middle when its process begins another program.
@@ -173,7 +200,7 @@ mod tests {
         while family.members().is_empty() {
             assert!(std::time::Instant::now() < deadline);
         }
-        let overlooked = (0..200).filter(|_| family.members().is_empty()).count();
+        let overlooked = (0..200).filter(|_| family.look(true) == (Vec::new(), true)).count();
         while !family.kill() {
             assert!(std::time::Instant::now() < deadline);
         }

@@ -1,6 +1,7 @@
 //! What `apply` makes of a log is pinned, rule by rule and word by word: members of two versions must make equal states of one log, events and refusals
 //! included, or the minority stops. A change that turns this red needs a version of its own ([`vp_cluster::version`]), by which the old text or rule stays for
-//! the old number; then `VP_PIN=1 cargo test --workspace --test versions` writes the new number's state.
+//! the old number; then `VP_PIN=1 cargo test --workspace --test versions` writes the new number's state. A kind of
+//! command that is added goes to the end of the history; the pins are then written anew (delete them first), and their diff may only add lines.
 #![cfg(feature = "serde")]
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 

@@ -59,15 +59,11 @@ impl Enrolment for EnrolmentApi {
         if !self.leader.leads() {
             return Err(not_leader(&self.leader));
         }
-        // It has asked for something: from here on its connection has the door's whole time.
-        let from = request.extensions().get::<Caller>().map(|caller| {
-            caller.welcome();
-            caller.from
-        });
+        let caller = request.extensions().get::<Caller>().cloned();
         let asked = request.into_inner();
         let crowded = || Status::resource_exhausted("many instances enrol at this moment: try again");
         let _place = self.at_once.try_acquire().map_err(|_| crowded())?;
-        match self.judge(&asked, from).await {
+        match self.judge(&asked, caller.as_ref()).await {
             Ok((wish, address)) => self.grant(&asked.instance_id, &wish, address).await.map(Response::new),
             Err(later @ Refusal::Later(_)) => Err(Status::unavailable(later.to_string())),
             Err(refusal) => {
@@ -92,7 +88,7 @@ impl EnrolmentApi {
         }
     }
 
-    async fn judge(&self, asked: &v1::EnrollRequest, from: Option<IpAddr>) -> Result<(CertificateRequest, IpAddr), Refusal> {
+    async fn judge(&self, asked: &v1::EnrollRequest, caller: Option<&Caller>) -> Result<(CertificateRequest, IpAddr), Refusal> {
         let wish = CertificateRequest::read(&asked.certificate_request)?;
         if wish.name != Name::node(&self.leader.settings.user_data.cluster, &asked.instance_id) {
             return Err(Refusal::Wish { wish: wish.name.to_string(), claim: asked.instance_id.chars().take(40).collect() });
@@ -107,9 +103,12 @@ impl EnrolmentApi {
         self.verifier.verify_document(&claim)?;
         let address: IpAddr = asked.address.parse().map_err(|_| Refusal::Unreadable(format!("{:?} is no address", asked.address)))?;
         // A document is the same for ever, and others may have it: whoever shows it elsewhere takes nobody's turn.
+        let from = caller.map(|caller| caller.from);
         if from != Some(address) {
             return Err(Refusal::Elsewhere { from: from.map(|from| from.to_string()).unwrap_or_default(), address: address.to_string() });
         }
+        // What follows takes its time: its connection has the door's.
+        caller.inspect(|caller| caller.welcome());
         // From here on it costs somebody else something: one at a time for an instance, and not without end.
         if !self.knocks.take(&NodeId(asked.instance_id.clone())) {
             return Err(Refusal::Later("this instance asks to be enrolled again and again".to_owned()));
@@ -148,16 +147,14 @@ impl EnrolmentApi {
     /// the log.
     async fn tell(&self, instance_id: &str, refusal: &Refusal) {
         let subject: String = instance_id.chars().take(40).collect();
+        let known = self.leader.state();
+        let repeated = known.events.iter().rev().take(20).any(|event| event.kind == "join refused" && event.subject == subject);
         let heard = || self.strangers.lock().unwrap_or_else(PoisonError::into_inner).take(self.since.elapsed());
-        if !refusal.is_of_our_account() && !heard() {
+        if repeated || !(refusal.is_of_our_account() || heard()) {
             debug!(node = %subject, reason = %refusal, "enrolment refused");
             return;
         }
         warn!(node = %subject, reason = %refusal, "join refused");
-        let known = self.leader.state();
-        let repeated = known.events.iter().rev().take(20).any(|event| event.kind == "join refused" && event.subject == subject);
-        if !repeated {
-            self.leader.note("join refused", subject, refusal.to_string()).await;
-        }
+        self.leader.note("join refused", subject, refusal.to_string()).await;
     }
 }

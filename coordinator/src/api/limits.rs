@@ -5,7 +5,8 @@
 //! | connections, handshakes, time to the first request | `vp_trust::listener` |
 //! | streams, resets, headers, keep-alive | HTTP/2, by [`bounded`] |
 //! | message sizes | each service, by these constants |
-//! | heartbeats and hellos a second, slots, lengths of texts | `agents` |
+//! | heartbeats and hellos, slots, lengths of texts | `agents` |
+//! | enrolments, and strangers' refusals that are kept | `enrolment` |
 
 use std::{
     collections::BTreeMap,
@@ -31,8 +32,8 @@ pub const MEMBERS: Bounds = Bounds {
 };
 
 /// Port 7401. One call is all there is to do: 5 s for EC2 and the call back, and some to get there. 4 from one address: it has one instance.
-/// 1,000 instances that boot at once (target A7) find room; who only connects is gone after 2 s, so that whoever wants to keep the others out needs 256 addresses and
-/// as many handshakes every 2 s.
+/// 1,000 instances that boot at once (target A7) find room; who only connects, or asks without a true
+/// document of the address that it calls from, is gone after 2 s.
 pub const ENROLMENT: Bounds = Bounds {
     handshake: Duration::from_secs(2),
     first_request: Duration::from_secs(2),
@@ -72,16 +73,18 @@ pub const FACT_CHARACTERS: usize = 128;
 /// Messages from one agent: a heartbeat at each quarter of the shortest lease, four more when there is news, each with a word for every slot given back and not
 /// yet taken, of which a node that is drained has a dozen: some 100 a second. Below what one stream can have confirmed (one round of reads in 4 ms), so that
 /// a flood is told by its rate.
-pub const MESSAGES: Rate = Rate { per_minute: 128 * 60, burst: 256 };
+pub const MESSAGES: Rate = Rate { per_hour: 128 * 3600, burst: 256 };
 /// Hellos of one instance: each may cost a call to EC2 and an entry of the log. An agent that finds no leader asks each coordinator a few times a second, and only
 /// the leader hears its hello.
-pub const HELLOS: Rate = Rate { per_minute: 60, burst: 16 };
+pub const HELLOS: Rate = Rate { per_hour: 3600, burst: 16 };
 /// Enrolments of one instance, each a call to EC2. An agent whose enrolment fails asks again after 5 s at most.
-pub const ENROLMENTS: Rate = Rate { per_minute: 12, burst: 16 };
+pub const ENROLMENTS: Rate = Rate { per_hour: 720, burst: 16 };
 /// Refusals of strangers that are kept as events: enough to see that somebody knocks.
-pub const STRANGERS: Rate = Rate { per_minute: 1, burst: 5 };
+pub const STRANGERS: Rate = Rate { per_hour: 6, burst: 5 };
 /// Instances that an allowance each is kept for; of more, those that have been quiet are forgotten.
 const REMEMBERED: usize = 4096;
+/// Time between two times that the quiet ones are forgotten: each looks at all.
+const SWEEP: Duration = Duration::from_secs(1);
 /// The other coordinators are asked again for a `status` after this long: however many people look, each is asked four times a second at most.
 pub const ASKED_EVERY: Duration = Duration::from_millis(250);
 
@@ -117,10 +120,10 @@ pub fn raise_descriptors() {
     }
 }
 
-/// So many a minute on average, and so many at once after silence.
+/// So many an hour on average, and so many at once after silence.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    pub per_minute: u32,
+    pub per_hour: u32,
     pub burst: u32,
 }
 
@@ -138,7 +141,7 @@ impl Allowance {
     }
 
     fn grow(&mut self, now: Duration) {
-        let grown = now.saturating_sub(self.last).as_secs_f64() * f64::from(self.rate.per_minute) / 60.0;
+        let grown = now.saturating_sub(self.last).as_secs_f64() * f64::from(self.rate.per_hour) / 3600.0;
         self.last = self.last.max(now);
         self.tokens = (self.tokens + grown).min(f64::from(self.rate.burst));
     }
@@ -164,7 +167,14 @@ impl Allowance {
 pub struct Rationed {
     rate: Rate,
     since: Instant,
-    of: Mutex<BTreeMap<NodeId, Allowance>>,
+    of: Mutex<Takers>,
+}
+
+#[derive(Default)]
+struct Takers {
+    of: BTreeMap<NodeId, Allowance>,
+    /// When those that have been quiet were last forgotten.
+    swept: Duration,
 }
 
 impl Rationed {
@@ -179,11 +189,12 @@ impl Rationed {
     }
 
     fn take_at(&self, node: &NodeId, now: Duration) -> bool {
-        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        if of.len() >= REMEMBERED {
-            of.retain(|_, allowance| !allowance.is_full(now));
+        let mut takers = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if takers.of.len() >= REMEMBERED && now.saturating_sub(takers.swept) >= SWEEP {
+            takers.of.retain(|_, allowance| !allowance.is_full(now));
+            takers.swept = now;
         }
-        of.entry(node.clone()).or_insert_with(|| Allowance::new(self.rate, now)).take(now)
+        takers.of.entry(node.clone()).or_insert_with(|| Allowance::new(self.rate, now)).take(now)
     }
 }
 
@@ -228,10 +239,11 @@ mod tests {
     fn of_many_instances_those_that_have_been_quiet_are_forgotten_and_the_loud_are_not() {
         let (hellos, now) = (Rationed::new(HELLOS), Duration::ZERO);
         while hellos.take_at(&"i-loud".into(), now) {}
+        // One a millisecond: each is as good as new a second later.
         for number in 0..REMEMBERED * 3 {
             assert!(hellos.take_at(&format!("i-{number}").as_str().into(), Duration::from_millis(number as u64)));
         }
-        assert!(hellos.of.lock().unwrap().len() <= REMEMBERED);
+        assert!(hellos.of.lock().unwrap().of.len() <= REMEMBERED + 1000);
         while hellos.take_at(&"i-loud".into(), Duration::from_secs(12)) {}
         assert!(!hellos.take_at(&"i-loud".into(), Duration::from_secs(12)));
     }

@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::handle::{Applied, Heard, LeadershipEvent, ProposeError, RaftHandle, ReadError, Reports, Request, Role, Status};
 use super::node::{Machine, Node, NodeError, Outbox, Progress};
-use crate::storage::Store;
+use crate::{storage::Store, turns};
 
 const QUEUE: usize = 4096;
 
@@ -27,6 +27,7 @@ where
     let (handle, mut task) = Task::new(node, outbox);
     let (ended, end) = oneshot::channel();
     let spawned = std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
+        turns::short();
         // raft-rs panics on impossible states: the owner of the process decides what that means.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| task.run()));
         drop(task);

@@ -166,6 +166,21 @@ def test_a_short_clip_does_not_wait_behind_a_long_film():
     assert scheduler.choose(waiting, {"long": 1, "short": 6}, {}, 1) == [("long", 0)]
 
 
+@pytest.mark.parametrize(("cores", "clips"), [(1, 1), (1, 3), (2, 2), (4, 4), (4, 9), (8, 2)])
+def test_a_long_film_does_not_wait_behind_short_clips_that_never_end(cores, clips):
+    running, last, picks, turn = [], {}, 0, 0
+    for _ in range(1000):
+        waiting = {"film": list(range(100)), **{f"clip {number}": [0, 1, 2] for number in range(clips)}}
+        counts = {job: running.count(job) for job in waiting}
+        for job, _task in scheduler.choose(waiting, counts, last, cores - len(running)):
+            turn += 1
+            last[job] = turn
+            running.append(job)
+            picks += job == "film"
+        running.pop(0)
+    assert picks / turn >= 1 / scheduler.FAR_EVERY - 0.01
+
+
 def test_jobs_far_from_their_end_share_alike():
     waiting = {"one": list(range(100)), "other": [0, 1]}
     left = {"one": 100, "other": 50}

@@ -165,6 +165,7 @@ impl World {
                         (false, Some(_)) => VolumeState::InUse,
                         (false, None) => VolumeState::Available,
                     },
+                    settled: !disk.leaving,
                     attached_to: disk.at.and_then(|at| hosts.get(&at)).map(|host| host.id.clone()),
                     zone: disk.zone.clone(),
                     tags: BTreeMap::new(),

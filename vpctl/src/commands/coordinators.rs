@@ -23,7 +23,7 @@ pub async fn coordinators(cluster: &Cluster, screen: &Screen, format: Format, co
         }
         CoordinatorsCommand::Remove { ids } => cluster.want_coordinators(Vec::new(), ids).await?,
     };
-    tell(screen, format, "coordinators", "wanted as of", accepted)
+    tell(screen, format, "coordinators", "coordinators", "coordinators wanted as of", accepted)
 }
 
 fn parse(text: &str) -> Result<WantedCoordinator, Failure> {

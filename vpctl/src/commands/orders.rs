@@ -13,44 +13,44 @@ use crate::terminal::{Screen, Tone};
 use crate::view;
 use crate::view::model::{Brake, Order};
 
-/// Says that an order was taken, in `words` about its subject.
-pub fn tell(screen: &Screen, format: Format, subject: &str, words: &str, accepted: Accepted) -> Result<u8, Failure> {
-    let order = Order { subject: subject.to_owned(), revision: accepted.revision, note: Some(accepted.note).filter(|note| !note.is_empty()) };
+/// Says that an order about `subject` was taken; people are told `words`.
+pub fn tell(screen: &Screen, format: Format, order: &str, subject: &str, words: &str, accepted: Accepted) -> Result<u8, Failure> {
+    let order =
+        Order { order: order.to_owned(), subject: subject.to_owned(), revision: accepted.revision, note: Some(accepted.note).filter(|note| !note.is_empty()) };
     view::show(screen, format, &order, |order| {
         let note = order.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
-        format!("{subject} {words} revision {}{note}\n", order.revision)
+        format!("{words} revision {}{note}\n", order.revision)
     })?;
     Ok(0)
 }
 
-const ACCEPTED: &str = "accepted at";
-
 /// Keeps new slots off a node, or lets them come again.
 pub async fn cordon(cluster: &Cluster, screen: &Screen, format: Format, node: &str, undo: bool) -> Result<u8, Failure> {
     let instance = node_named(&cluster.status().await?, node)?;
-    tell(screen, format, "cordon", ACCEPTED, cluster.cordon(&instance, undo).await?)
+    tell(screen, format, "cordon", &instance, "cordon accepted at", cluster.cordon(&instance, undo).await?)
 }
 
 /// Wants a slot elsewhere, or takes that back.
 pub async fn move_slot(cluster: &Cluster, screen: &Screen, format: Format, words: MoveArguments) -> Result<u8, Failure> {
     let MoveArguments { slot, to, empty_disk, undo } = words;
-    let slot = Some(slot_ref(&slot)?);
+    let (name, slot) = (slot.clone(), Some(slot_ref(&slot)?));
     let instance_id = match to {
         Some(to) => node_named(&cluster.status().await?, &to)?,
         None => String::new(),
     };
-    tell(screen, format, "move", ACCEPTED, cluster.move_slot(MoveRequest { slot, instance_id, empty_disk, undo, ..MoveRequest::default() }).await?)
+    let asked = MoveRequest { slot, instance_id, empty_disk, undo, ..MoveRequest::default() };
+    tell(screen, format, "move", &name, "move accepted at", cluster.move_slot(asked).await?)
 }
 
 /// Wants another number of slots of a role.
 pub async fn scale(cluster: &Cluster, screen: &Screen, format: Format, role: &str, wanted: u32) -> Result<u8, Failure> {
-    tell(screen, format, "scale", ACCEPTED, cluster.scale(role, wanted).await?)
+    tell(screen, format, "scale", role, "scale accepted at", cluster.scale(role, wanted).await?)
 }
 
 /// Wants what a file says.
 pub async fn apply(cluster: &Cluster, screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> {
     let yaml = std::fs::read_to_string(file).map_err(Failure::file(file))?;
-    tell(screen, format, "spec", ACCEPTED, cluster.apply(&yaml).await?)
+    tell(screen, format, "apply", "spec", "spec accepted at", cluster.apply(&yaml).await?)
 }
 
 /// Shows the brake, or releases it for the nodes that are silent now.
@@ -64,7 +64,7 @@ pub async fn brake(cluster: &Cluster, screen: &Screen, format: Format, command: 
         BrakeCommand::Release { by } => {
             let by = by.or_else(|| std::env::var("USER").ok()).filter(|by| !by.is_empty());
             let by = by.ok_or_else(|| Failure::Usage("nobody is named: say who with --by NAME".to_owned()))?;
-            tell(screen, format, "release", ACCEPTED, cluster.release_brake(&by).await?)
+            tell(screen, format, "brake release", "brake", "release accepted at", cluster.release_brake(&by).await?)
         }
     }
 }

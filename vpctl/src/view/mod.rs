@@ -22,7 +22,16 @@ pub fn show<T: Serialize>(screen: &Screen, format: Format, answer: &T, text: imp
 }
 
 fn json<T: Serialize>(answer: &T) -> Result<String, Failure> {
-    serde_json::to_string_pretty(answer).map_err(|e| unwritable(&e))
+    serde_json::to_string_pretty(answer).map(|text| escaped(&text)).map_err(|e| unwritable(&e))
+}
+
+/// JSON lets some control characters stand as they are; on a terminal they would steer it.
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if matches!(c, '\u{7f}'..='\u{9f}') { out.push_str(&format!("\\u{:04x}", u32::from(c))) } else { out.push(c) }
+    }
+    out
 }
 
 fn yaml<T: Serialize>(answer: &T) -> Result<String, Failure> {
@@ -32,7 +41,7 @@ fn yaml<T: Serialize>(answer: &T) -> Result<String, Failure> {
 
 /// One answer a line, for streams that programs read.
 pub fn json_line<T: Serialize>(answer: &T) -> Result<String, Failure> {
-    serde_json::to_string(answer).map_err(|e| unwritable(&e))
+    serde_json::to_string(answer).map(|text| escaped(&text)).map_err(|e| unwritable(&e))
 }
 
 fn unwritable(error: &dyn std::error::Error) -> Failure {

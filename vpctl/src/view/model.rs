@@ -11,7 +11,9 @@ use crate::failure::{EXIT_DEGRADED, EXIT_NO_TOLERANCE, EXIT_QUORUM_LOST};
 /// An order that was taken: `drain`, `cordon`, `move`, `scale`, `apply`, `brake release`, `coordinators add|remove`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Order {
-    /// What it is about: an instance, or the order's name.
+    /// `drain`, `cordon`, `move`, `scale`, `apply`, `brake release`, `coordinators`.
+    pub order: String,
+    /// What it is about: an instance, a slot, a role, `spec`, `brake`, `coordinators`.
     pub subject: String,
     /// Where it went into the log.
     pub revision: u64,

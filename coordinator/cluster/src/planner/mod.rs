@@ -48,9 +48,10 @@ pub fn plan(state: &ClusterState, obs: &Observations) -> (Plan, Report) {
             break;
         }
         let longer = Plan { based_on: state.revision, actions: plan.actions.iter().cloned().chain(more).collect() };
-        // Refused only as a whole: the rest then comes with the next plan.
-        if let Ok(Some(then)) = try_plan(state, &longer) {
-            (plan, gates, ahead) = (longer, still, Some(then));
+        match try_plan(state, &longer) {
+            Ok(then) => (plan, gates, ahead) = (longer, still, then),
+            // The rest comes with the next plan.
+            Err(refused) => gates.push(Gate::new("plan", refused.to_string(), DISAGREED)),
         }
     }
     gates.sort();
