@@ -7,7 +7,7 @@ import random
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from vpstream import fence, objects, progress, scheduler, segments, settings
+from vpstream import fence, objects, progress, processor, scheduler, segments, settings
 from vpstream.errors import Fenced, Interrupted
 from vpstream.records import End, Malformed, Piece, Reference, decode
 
@@ -179,6 +179,10 @@ def test_a_long_film_does_not_wait_behind_short_clips_that_never_end(cores, clip
             picks += job == "film"
         running.pop(0)
     assert picks / turn >= 1 / scheduler.FAR_EVERY - 0.01
+
+
+def test_a_core_is_left_to_the_intake_where_there_are_several():
+    assert [processor.room(cores) for cores in (0, 1, 3, 4, 16)] == [0, 1, 3, 3, 15]
 
 
 def test_jobs_far_from_their_end_share_alike():

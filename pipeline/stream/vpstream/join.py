@@ -58,14 +58,14 @@ def _film(store, plan, output, folder, target):
     if plan.audio and output.spec["audio_kbps"]:
         source, sound = os.path.join(folder, "audio.nut"), os.path.join(folder, "audio.mp4")
         fetch(store, in_key(plan.job, "audio"), source, plan.audio["sha256"])
-        media.run(media.audio_command(plan, source, sound, output.spec["audio_kbps"]), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES)
-    media.run(media.mux_command(video, sound, target), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES)
+        media.run(media.audio_command(plan, source, sound, output.spec["audio_kbps"]), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, nice=media.NICE_NEAR)
+    media.run(media.mux_command(video, sound, target), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, nice=media.NICE_NEAR)
     return verify(plan, stamps, target, sound is not None)
 
 
 def verify(plan, stamps, path, with_audio):
     """Reads the finished file back with ffprobe: every picture at its time, audio as long as the source's, within a frame."""
-    seen = json.loads(media.run(media.probe_command(path), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, output=True))
+    seen = json.loads(media.run(media.probe_command(path), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, output=True, nice=media.NICE_NEAR))
     streams = {stream["codec_type"]: stream for stream in seen["streams"]}
     found = sorted(packet["pts"] for packet in seen["packets"] if packet["codec_type"] == "video")
     if len(found) != plan.frames:
@@ -93,7 +93,7 @@ def _sheet(store, plan, output, folder, target):
                 _download(store, out_key(plan.job, part.name, output.name), path)
                 with open(path, "rb") as body:
                     out.write(body.read())
-    media.run(media.sheet_command(tiles, size, count, output.spec, target), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES)
+    media.run(media.sheet_command(tiles, size, count, output.spec, target), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, nice=media.NICE_NEAR)
 
 
 def _download(store, key, path):

@@ -25,6 +25,11 @@ KILLED_TRIES = 6
 BROKEN_TRIES = 3
 
 
+def room(cores):
+    """Tasks that may run on so many cores: of four and more, one is left to the intake, whose batches would wait behind segments for seconds."""
+    return cores - 1 if cores >= 4 else cores
+
+
 class Job:
     """An open job of ours: its plan, the ETag of our claim, and what is still to do."""
 
@@ -139,7 +144,7 @@ class Processor:
             ]
             if tasks:
                 waiting[job.name] = tasks
-        free = min(self.cores(), MOST_TASKS) - sum(running.values())
+        free = min(room(self.cores()), MOST_TASKS) - sum(running.values())
         left = {job.name: len(job.todo) + 1 for job in self.jobs.values()}
         for name, task in choose(waiting, running, self.last, max(0, free), left):
             job = self.jobs[name]

@@ -9,6 +9,7 @@ import traceback
 from . import media, mp4
 from .errors import BadVideo, Fenced, Interrupted
 from .plan import read
+from .scheduler import NEAR
 from .segments import in_key
 
 MAX_OUTPUT_BYTES = 2 * 1024**3
@@ -63,7 +64,8 @@ def process_segment(store, raw_plan, job, segment):
                     targets.append((output, path))
             if targets:
                 started = time.monotonic()
-                media.run(media.segment_command(plan, part, source, targets), SEGMENT_TIMEOUT_S, MAX_OUTPUT_BYTES)
+                nice = media.NICE_NEAR if len(plan.parts) <= NEAR else media.NICE
+                media.run(media.segment_command(plan, part, source, targets), SEGMENT_TIMEOUT_S, MAX_OUTPUT_BYTES, nice=nice)
                 spent = time.monotonic() - started
             for number, output in enumerate(wanted):
                 path = os.path.join(folder, f"out{number}")
