@@ -7,7 +7,7 @@ import random
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from vpstream import fence, objects, progress, processor, scheduler, segments, settings
+from vpstream import fence, objects, processor, progress, scheduler, segments, settings
 from vpstream.errors import Fenced, Interrupted
 from vpstream.records import End, Malformed, Piece, Reference, decode
 
