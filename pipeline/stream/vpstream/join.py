@@ -14,6 +14,11 @@ from .work import MAX_OUTPUT_BYTES, fetch, out_key
 JOIN_TIMEOUT_S = 3600
 
 
+def _run(command, output=None):
+    """One program of a join, at the priority of what ends a job."""
+    return media.run(command, JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, output, nice=media.NICE_NEAR)
+
+
 def join_job(store, raw_plan, job, generation):
     """Publishes every output. Returns what result.json says: outputs, video, audio."""
     plan = read(raw_plan, job)
@@ -58,14 +63,14 @@ def _film(store, plan, output, folder, target):
     if plan.audio and output.spec["audio_kbps"]:
         source, sound = os.path.join(folder, "audio.nut"), os.path.join(folder, "audio.mp4")
         fetch(store, in_key(plan.job, "audio"), source, plan.audio["sha256"])
-        media.run(media.audio_command(plan, source, sound, output.spec["audio_kbps"]), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, nice=media.NICE_NEAR)
-    media.run(media.mux_command(video, sound, target), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, nice=media.NICE_NEAR)
+        _run(media.audio_command(plan, source, sound, output.spec["audio_kbps"]))
+    _run(media.mux_command(video, sound, target))
     return verify(plan, stamps, target, sound is not None)
 
 
 def verify(plan, stamps, path, with_audio):
     """Reads the finished file back with ffprobe: every picture at its time, audio as long as the source's, within a frame."""
-    seen = json.loads(media.run(media.probe_command(path), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, output=True, nice=media.NICE_NEAR))
+    seen = json.loads(_run(media.probe_command(path), output=True))
     streams = {stream["codec_type"]: stream for stream in seen["streams"]}
     found = sorted(packet["pts"] for packet in seen["packets"] if packet["codec_type"] == "video")
     if len(found) != plan.frames:
@@ -93,7 +98,7 @@ def _sheet(store, plan, output, folder, target):
                 _download(store, out_key(plan.job, part.name, output.name), path)
                 with open(path, "rb") as body:
                     out.write(body.read())
-    media.run(media.sheet_command(tiles, size, count, output.spec, target), JOIN_TIMEOUT_S, MAX_OUTPUT_BYTES, nice=media.NICE_NEAR)
+    _run(media.sheet_command(tiles, size, count, output.spec, target))
 
 
 def _download(store, key, path):
