@@ -108,6 +108,7 @@ impl CloudWatch {
             Ok(found) => {
                 let mut changed = false;
                 let mut seen = self.leader.world.lock();
+                seen.unlisted = state.nodes.keys().filter(|node| found.iter().all(|instance| instance.id != node.0)).cloned().collect();
                 for instance in found {
                     let now = translate(instance.state);
                     changed |= seen.instances.insert(NodeId(instance.id), now) != Some(now);

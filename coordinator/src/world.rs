@@ -1,7 +1,7 @@
 //! What the leader has seen of the world outside its agents: EC2, volumes, ZooKeeper, Kafka. Memory of one term, filled by the watchers, read by control.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,6 +19,8 @@ pub struct World {
 #[derive(Default)]
 pub struct Seen {
     pub instances: BTreeMap<NodeId, Instance>,
+    /// Nodes that EC2, when it answered last, did not list at all. No proof; but a person's word is taken for these alone.
+    pub unlisted: BTreeSet<NodeId>,
     pub volumes: BTreeMap<VolumeId, VolumeSeen>,
     pub zone_empty_since_ms: BTreeMap<SlotId, u64>,
     pub zookeeper: Option<EnsembleSeen>,

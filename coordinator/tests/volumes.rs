@@ -116,6 +116,7 @@ fn given_back() -> ClusterState {
         lifecycle: Lifecycle::Ready,
         cordoned: false,
         agent_version: "0".to_owned(),
+        gone_by: None,
     };
     state.nodes.insert(NodeId::from("i-1"), node);
     state

@@ -147,6 +147,15 @@ pub enum Command {
         #[command(subcommand)]
         command: BrakeCommand,
     },
+    /// Say that a lost instance is gone which EC2 has forgotten, so that its slots move (docs/runbooks/lost-quorum.md)
+    Gone {
+        /// Instance id, in full. If it still runs after all, its roles run twice: look before you say so
+        #[arg(value_name = "INSTANCE")]
+        instance: String,
+        /// Who says so, for the record [default: $USER]
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
+    },
     /// Coordinators: which there are, one more, one less
     Coordinators {
         #[command(subcommand)]

@@ -17,8 +17,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use vp_proto::v1::operators_client::OperatorsClient;
 use vp_proto::v1::{
-    Accepted, ApplyRequest, BrakeStatus, ClusterStatus, CordonRequest, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation, MoveRequest,
-    PlanReport, PlanRequest, ReleaseBrakeRequest, SaveSnapshotRequest, SavedSnapshot, ScaleRequest, ShowBrakeRequest, SlotRef, StatusRequest,
+    Accepted, ApplyRequest, BrakeStatus, ClusterStatus, CordonRequest, DeclareGoneRequest, DrainRequest, Event, EventsRequest, ExplainRequest, Explanation,
+    MoveRequest, PlanReport, PlanRequest, ReleaseBrakeRequest, SaveSnapshotRequest, SavedSnapshot, ScaleRequest, ShowBrakeRequest, SlotRef, StatusRequest,
     WantCoordinatorsRequest, WantedCoordinator,
 };
 use vp_proto::{LEADER_KEY, MAX_MESSAGE_BYTES};
@@ -34,7 +34,7 @@ const SEARCH: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(250);
 
 /// Calls that change something: sent and never answered, their outcome is unknown.
-const ORDERS: [&str; 7] = ["drain", "cordon", "move", "scale", "apply", "brake release", "coordinators"];
+const ORDERS: [&str; 8] = ["drain", "cordon", "move", "scale", "apply", "brake release", "gone", "coordinators"];
 
 /// The coordinators of one cluster, as operators see them.
 #[derive(Debug, Clone)]
@@ -164,6 +164,13 @@ impl Cluster {
         let request = ReleaseBrakeRequest { by: by.to_owned(), request_id: request_id() };
         let call = async |mut client: OperatorsClient<Channel>| client.release_brake(request.clone()).await;
         self.at_leader("brake release", call).await
+    }
+
+    /// Says that a lost instance, which EC2 has forgotten, is gone.
+    pub async fn declare_gone(&self, instance_id: &str, by: &str) -> Result<Accepted, Failure> {
+        let request = DeclareGoneRequest { instance_id: instance_id.to_owned(), by: by.to_owned(), request_id: request_id() };
+        let call = async |mut client: OperatorsClient<Channel>| client.declare_gone(request.clone()).await;
+        self.at_leader("gone", call).await
     }
 
     /// Changes which coordinators are wanted.

@@ -104,6 +104,11 @@ impl Operators for Scripted {
         self.accepted(format!("release brake by {}", request.into_inner().by))
     }
 
+    async fn declare_gone(&self, request: Request<DeclareGoneRequest>) -> Result<Response<Accepted>, Status> {
+        let request = request.into_inner();
+        self.accepted(format!("{} is gone, says {}", request.instance_id, request.by))
+    }
+
     async fn want_coordinators(&self, request: Request<WantCoordinatorsRequest>) -> Result<Response<Accepted>, Status> {
         let request = request.into_inner();
         let added: Vec<u32> = request.add.iter().map(|one| one.id).collect();
@@ -289,6 +294,7 @@ async fn orders_reach_the_leader_as_they_were_given() {
         (&["scale", "zookeeper", "5"], "scale zookeeper 5"),
         (&["apply", "-f", file], "apply roles: {}"),
         (&["brake", "release", "--by", "ada"], "release brake by ada"),
+        (&["gone", "i-0ab", "--by", "ada"], "i-0ab is gone, says ada"),
         (&["brake", "show"], "show brake"),
     ] {
         let output = vpctl(&address, words).await;

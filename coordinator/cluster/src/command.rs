@@ -40,6 +40,12 @@ pub enum Command {
     NodeFenced {
         node: NodeId,
     },
+    /// An operator's word that an instance is gone which EC2 has forgotten and cannot prove terminated any more. Only for the session that was judged.
+    Gone {
+        node: NodeId,
+        session: Session,
+        by: String,
+    },
     SetDraining {
         node: NodeId,
         draining: bool,

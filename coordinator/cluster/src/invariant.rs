@@ -155,9 +155,12 @@ fn generations(id: &SlotId, old: &Slot, now: &Slot) -> Result<(), String> {
 
 /// Nobody loses a slot without proof that he cannot act on it any more.
 fn proved(before: &ClusterState, id: &SlotId, old: &Slot, now: &Slot, from: &NodeId) -> Result<(), String> {
-    let lifecycle = before.nodes.get(from).map(|node| node.lifecycle);
+    let holder = before.nodes.get(from);
+    let lifecycle = holder.map(|node| node.lifecycle);
+    let gone_by = holder.and_then(|node| node.gone_by.as_ref());
     let enough = match &now.proof {
-        Some(Proof::InstanceTerminated { node }) => node == from && lifecycle == Some(Lifecycle::Fenced),
+        Some(Proof::InstanceTerminated { node }) => node == from && lifecycle == Some(Lifecycle::Fenced) && gone_by.is_none(),
+        Some(Proof::OperatorsWord { node, by }) => node == from && lifecycle == Some(Lifecycle::Fenced) && gone_by == Some(by),
         Some(Proof::LeaseExpired { node }) => {
             node == from && matches!(lifecycle, Some(Lifecycle::Lost | Lifecycle::Fenced)) && before.role(id).is_some_and(lease_is_proof)
         }

@@ -94,7 +94,7 @@ pub enum Lifecycle {
     Draining,
     /// Silent for longer than its lease: the session is never acknowledged again and its instance is to be terminated.
     Lost,
-    /// EC2 says `terminated`: proof that nothing of it runs.
+    /// EC2 says `terminated`, or an operator says that it is gone: nothing of it runs.
     Fenced,
 }
 
@@ -111,6 +111,9 @@ pub struct Node {
     pub lifecycle: Lifecycle,
     pub cordoned: bool,
     pub agent_version: String,
+    /// Fenced on this operator's word; None: on EC2's. Not written while there is none: states of earlier versions keep their hash.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub gone_by: Option<String>,
 }
 
 /// Why the previous holder of a slot cannot act any more.
@@ -124,6 +127,8 @@ pub enum Proof {
     InstanceTerminated { node: NodeId },
     /// The agent said that the processes are gone, after persisting it.
     AgentWord { node: NodeId },
+    /// EC2 has forgotten the instance, and this operator says that it is gone.
+    OperatorsWord { node: NodeId, by: String },
 }
 
 impl std::fmt::Display for Proof {
@@ -132,6 +137,7 @@ impl std::fmt::Display for Proof {
             Self::LeaseExpired { node } => write!(f, "the lease of {node} has expired"),
             Self::InstanceTerminated { node } => write!(f, "EC2 says {node} is terminated"),
             Self::AgentWord { node } => write!(f, "the agent on {node} said its processes are gone"),
+            Self::OperatorsWord { node, by } => write!(f, "EC2 has forgotten {node}, and {by} says it is gone"),
         }
     }
 }

@@ -5,13 +5,16 @@
 //! |---|---|
 //! | 0 | as founded |
 //! | 1 | a command with a request id that was answered before changes nothing ([`crate::requests`]) |
+//! | 2 | an operator's word fences a lost node ([`crate::Command::Gone`]); programs that know only 1 cannot read it |
 
 use crate::{apply::Events, command::Rejection, state::ClusterState};
 
 /// The newest rules this program knows. A state beyond them is not for this program to change: it stops.
-pub const NEWEST: u32 = 1;
+pub const NEWEST: u32 = 2;
 /// From here on request ids count.
 pub const REQUESTS_ONCE: u32 = 1;
+/// From here on [`crate::Command::Gone`] is taken.
+pub const OPERATORS_WORD: u32 = 2;
 
 pub(crate) fn raise(state: &mut ClusterState, to: u32, events: &mut Events) -> Result<(), Rejection> {
     if to <= state.apply_version {

@@ -214,7 +214,7 @@ fn step(s: &mut Situation, what: u8, pick: u8) {
     let kept = s.state.slots[&id].clone();
     let holder = kept.holder.clone().unwrap_or_else(|| node.clone());
     let session = s.state.nodes.get(&node).map(|node| node.session).unwrap_or_default();
-    let command = match what % 16 {
+    let command = match what % 17 {
         0 | 1 => node_in(&node.0, ["a", "b", "c"][usize::from(pick % 3)]),
         2 => Command::NodeLost { node, session, silent_ms: 1 },
         3 => Command::NodeFenced { node },
@@ -245,6 +245,10 @@ fn step(s: &mut Situation, what: u8, pick: u8) {
             Command::ReleaseBrake { by: "ada".to_owned(), nodes: liveness::silent_now(&s.state, &s.obs) }
         }
         14 => {
+            let session = s.state.nodes.get(&node).map_or(vp_cluster::Session(0), |node| node.session);
+            Command::Gone { node, session, by: "ada".to_owned() }
+        }
+        15 => {
             s.reconfigure();
             return;
         }
@@ -266,7 +270,11 @@ fn no_second_holder(before: &ClusterState, after: &ClusterState) {
         let Some(holder) = &old.holder else { continue };
         if strict && now.generation != old.generation {
             assert_eq!(before.nodes[holder].lifecycle, Lifecycle::Fenced, "{id} left {holder}");
-            assert_eq!(now.proof, Some(Proof::InstanceTerminated { node: holder.clone() }));
+            let proof = match &before.nodes[holder].gone_by {
+                None => Proof::InstanceTerminated { node: holder.clone() },
+                Some(by) => Proof::OperatorsWord { node: holder.clone(), by: by.clone() },
+            };
+            assert_eq!(now.proof, Some(proof));
         }
     }
 }
@@ -274,6 +282,7 @@ fn no_second_holder(before: &ClusterState, after: &ClusterState) {
 /// Plays a history step by step: what happens, then a plan, then everything that must hold.
 fn play(history: &[(u8, u8)]) -> ClusterState {
     let mut s = Situation::of(spec(), "abcab");
+    s.state.apply_version = vp_cluster::version::NEWEST;
     for (what, pick) in history {
         step(&mut s, *what, *pick);
         let before = s.state.clone();

@@ -71,6 +71,7 @@ table! { step:
     a_slot_taken_because_another_instance_is_gone =>
         (|s| take(s, "vault-1", |_| Some(Proof::InstanceTerminated { node: "i-99".into() })), "without proof"),
     terminated_though_nobody_said_so => (|s| take(s, "kafka-1", |node| Some(Proof::InstanceTerminated { node })), "without proof"),
+    an_operators_word_that_was_not_given => (|s| take(s, "kafka-1", |node| Some(Proof::OperatorsWord { node, by: "ada".to_owned() })), "without proof"),
     a_lease_expired_though_its_node_is_well => (|s| take(s, "worker-1", |node| Some(Proof::LeaseExpired { node })), "without proof"),
     a_new_generation_over_a_word_in_one_step => (
         |s| {

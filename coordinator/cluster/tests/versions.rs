@@ -1,7 +1,7 @@
 //! What `apply` makes of a log is pinned, rule by rule and word by word: members of two versions must make equal states of one log, events and refusals
 //! included, or the minority stops. A change that turns this red needs a version of its own ([`vp_cluster::version`]), by which the old text or rule stays for
 //! the old number; then `VP_PIN=1 cargo test --workspace --test versions` writes the new number's state. A kind of
-//! command that is added goes to the end of the history; the pins are then written anew (delete them first), and their diff may only add lines.
+//! command that is added goes to the end of the history; the pins are then written anew (delete them first), and their diff may only show what was appended.
 #![cfg(feature = "serde")]
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
@@ -119,13 +119,13 @@ fn history() -> Vec<Command> {
     say(&|_| Command::NodeHeardAgain { node: "i-2".into() });
     say(&|_| Command::Note { kind: "join refused".to_owned(), subject: "i-9".to_owned(), detail: "its document is forged".to_owned() });
     // The coordinators' own group.
-    say(&|_| group(CoordinatorChange::Seen { member: MemberId(1), instance: "i-c1".into(), supports: NEWEST }));
-    say(&|_| group(CoordinatorChange::Seen { member: MemberId(2), instance: "i-c2".into(), supports: NEWEST }));
+    say(&|_| group(CoordinatorChange::Seen { member: MemberId(1), instance: "i-c1".into(), supports: 1 }));
+    say(&|_| group(CoordinatorChange::Seen { member: MemberId(2), instance: "i-c2".into(), supports: 1 }));
     say(&|_| group(CoordinatorChange::Differs { member: MemberId(2), at: Revision(38) }));
     say(&|_| group(CoordinatorChange::Agrees { member: MemberId(2) }));
-    say(&|_| group(CoordinatorChange::Join { slot: 2, instance: "i-c4".into(), supports: NEWEST }));
+    say(&|_| group(CoordinatorChange::Join { slot: 2, instance: "i-c4".into(), supports: 1 }));
     say(&|_| group(CoordinatorChange::Fenced { member: MemberId(2) }));
-    say(&|_| group(CoordinatorChange::Join { slot: 2, instance: "i-c4".into(), supports: NEWEST }));
+    say(&|_| group(CoordinatorChange::Join { slot: 2, instance: "i-c4".into(), supports: 1 }));
     say(&|_| group(CoordinatorChange::Want { slots: (1..=5).map(|id| (id, coordinator(id))).collect() }));
     // Refused, each for another reason.
     say(&|_| Command::Plan(Plan { based_on: Revision(1), actions: vec![Action::Forget { node: "i-2".into() }] }));
@@ -140,6 +140,14 @@ fn history() -> Vec<Command> {
         spec: Spec { roles: BTreeMap::from([("kafka".into(), RoleSpec { min: 3, pref: 1, ..role(1, Fencing::Quorum, Membership::Kafka, true) })]), ..spec() },
     });
     say(&|_| Command::RaiseApplyVersion { to: 0 });
+    // A node that EC2 has forgotten: an operator's word, from rules 2 on.
+    say(&|index| plan(index, vec![grant("kafka-1", "i-4", 1)]));
+    say(&|_| lost("i-4", 30));
+    say(&|_| Command::Gone { node: "i-4".into(), session: Session(30), by: "ada".to_owned() });
+    say(&|index| {
+        let proof = Proof::OperatorsWord { node: "i-4".into(), by: "ada".to_owned() };
+        plan(index, vec![Action::Vacate { slot: slot("kafka-1"), proof }])
+    });
     log
 }
 
@@ -191,12 +199,12 @@ fn the_history_has_every_command_action_change_and_refusal() {
     let log = history();
     let kinds = log.iter().map(discriminant).collect::<std::collections::HashSet<_>>();
     let of = |command: &Command| match command {
-        Command::SetSpec { .. } | Command::RegisterNode { .. } | Command::NodeLost { .. } | Command::NodeFenced { .. } => 22,
-        Command::SetDraining { .. } | Command::SetCordoned { .. } | Command::MoveSlot { .. } | Command::CancelMove { .. } => 22,
-        Command::Scale { .. } | Command::ReleaseBrake { .. } | Command::NodeHeardAgain { .. } | Command::Plan(_) => 22,
-        Command::SlotReleased { .. } | Command::VolumeCreated { .. } | Command::VolumeLost { .. } | Command::SlotUsed { .. } => 22,
-        Command::EnsembleFounded { .. } | Command::VotersListed { .. } | Command::MemberRemoved { .. } => 22,
-        Command::Coordinators(_) | Command::RaiseApplyVersion { .. } | Command::Note { .. } => 22,
+        Command::SetSpec { .. } | Command::RegisterNode { .. } | Command::NodeLost { .. } | Command::NodeFenced { .. } => 23,
+        Command::SetDraining { .. } | Command::SetCordoned { .. } | Command::MoveSlot { .. } | Command::CancelMove { .. } => 23,
+        Command::Scale { .. } | Command::Gone { .. } | Command::ReleaseBrake { .. } | Command::NodeHeardAgain { .. } | Command::Plan(_) => 23,
+        Command::SlotReleased { .. } | Command::VolumeCreated { .. } | Command::VolumeLost { .. } | Command::SlotUsed { .. } => 23,
+        Command::EnsembleFounded { .. } | Command::VotersListed { .. } | Command::MemberRemoved { .. } => 23,
+        Command::Coordinators(_) | Command::RaiseApplyVersion { .. } | Command::Note { .. } => 23,
     };
     assert_eq!(kinds.len(), of(&log[0]));
     let actions = log.iter().filter_map(|command| if let Command::Plan(plan) = command { Some(&plan.actions) } else { None }).flatten();
@@ -214,6 +222,7 @@ fn the_history_has_every_command_action_change_and_refusal() {
     let refusals = applied(NEWEST).1;
     let unplanned: Vec<_> = refusals.iter().take(45).enumerate().filter(|(at, refusal)| *at != 41 && refusal.is_some()).collect();
     assert!(unplanned.is_empty(), "{unplanned:?}");
+    assert_eq!(refusals[refusals.len() - 4..], [None, None, None, None]);
     let of = |refusal: &Rejection| match refusal {
         Rejection::Stale { .. } | Rejection::NoSuchNode(_) | Rejection::NoSuchSlot(_) | Rejection::OtherSession { .. } => 11,
         Rejection::NodeState { .. } | Rejection::OtherGeneration { .. } | Rejection::Held { .. } | Rejection::NoProof { .. } => 11,

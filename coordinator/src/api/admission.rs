@@ -24,6 +24,7 @@ const OPERATORS: &[(&str, Rank)] = &[
     ("Scale", Rank::Operator),
     ("Apply", Rank::Admin),
     ("ReleaseBrake", Rank::Operator),
+    ("DeclareGone", Rank::Admin),
     ("WantCoordinators", Rank::Admin),
     ("SaveSnapshot", Rank::Admin),
 ];
@@ -192,7 +193,7 @@ mod tests {
         let table = [
             least(Rank::Viewer, &["Status", "Plan", "Explain", "Events", "ShowBrake"]),
             least(Rank::Operator, &["Drain", "Cordon", "MoveSlot", "Scale", "ReleaseBrake"]),
-            least(Rank::Admin, &["Apply", "WantCoordinators", "SaveSnapshot", "Unheard"]),
+            least(Rank::Admin, &["Apply", "DeclareGone", "WantCoordinators", "SaveSnapshot", "Unheard"]),
         ];
         for (method, least) in table.concat() {
             for rank in Rank::ALL {

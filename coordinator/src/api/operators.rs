@@ -171,16 +171,16 @@ impl Operators for OperatorsApi {
     }
 
     async fn release_brake(&self, request: Request<v1::ReleaseBrakeRequest>) -> Result<Response<v1::Accepted>, Status> {
-        let name = request.extensions().get::<Caller>().and_then(|caller| match &caller.certificate.as_ref()?.name.who {
-            Who::Operator { name, .. } => Some(name.clone()),
-            _ => None,
-        });
-        let mut request = request.into_inner();
-        // Who it was the certificate says; what the caller says of itself is a remark.
-        if let Some(name) = name.filter(|name| *name != request.by) {
-            request.by = if request.by.is_empty() { name } else { format!("{name} (as {})", request.by) };
-        }
+        let by = said_by(&request, &request.get_ref().by);
+        let request = v1::ReleaseBrakeRequest { by, ..request.into_inner() };
         self.order_once(&request.request_id, |state| orders::release_brake(state, &self.leader.observations(), &request)).await
+    }
+
+    async fn declare_gone(&self, request: Request<v1::DeclareGoneRequest>) -> Result<Response<v1::Accepted>, Status> {
+        let by = said_by(&request, &request.get_ref().by);
+        let request = v1::DeclareGoneRequest { by, ..request.into_inner() };
+        let unlisted = self.leader.world.lock().unlisted.clone();
+        self.order_once(&request.request_id, |state| orders::gone(state, &unlisted, &request)).await
     }
 
     async fn want_coordinators(&self, request: Request<v1::WantCoordinatorsRequest>) -> Result<Response<v1::Accepted>, Status> {
@@ -264,6 +264,19 @@ impl OperatorsApi {
             facts: report.facts,
             last_proof: slot.proof.as_ref().map_or(String::new(), ToString::to_string),
         }
+    }
+}
+
+/// Who it was the certificate says; what the caller says of itself is a remark.
+fn said_by<T>(request: &Request<T>, remark: &str) -> String {
+    let name = request.extensions().get::<Caller>().and_then(|caller| match &caller.certificate.as_ref()?.name.who {
+        Who::Operator { name, .. } => Some(name.clone()),
+        _ => None,
+    });
+    match name {
+        Some(name) if name == remark || remark.is_empty() => name,
+        Some(name) => format!("{name} (as {remark})"),
+        None => remark.to_owned(),
     }
 }
 

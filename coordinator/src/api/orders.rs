@@ -1,12 +1,13 @@
 //! What operators order, as commands: each wish becomes one entry of the log, and the procedures of `vp_cluster` carry it on from there.
 
-use std::{path::Path, str::FromStr};
+use std::{collections::BTreeSet, path::Path, str::FromStr};
 
 use tonic::Status;
 use vp_cluster::{
     ClusterState, Command, NodeId, Observations, RoleName, SlotId,
     coordinators::CoordinatorChange,
     liveness::{self, Brake},
+    state::Lifecycle,
 };
 use vp_proto::v1;
 
@@ -37,7 +38,7 @@ impl Order {
 /// Refuses names that nothing can have: a command is kept with its refusal, and the state has to fit into a snapshot.
 pub fn bounded(command: &Command) -> Result<(), Status> {
     let names: Vec<&str> = match command {
-        Command::SetDraining { node, .. } | Command::SetCordoned { node, .. } => vec![&node.0],
+        Command::SetDraining { node, .. } | Command::SetCordoned { node, .. } | Command::Gone { node, .. } => vec![&node.0],
         Command::MoveSlot { slot, to, .. } => vec![&slot.role.0, to.as_ref().map_or("", |node| &node.0)],
         Command::CancelMove { slot } => vec![&slot.role.0],
         Command::Scale { role, .. } => vec![&role.0],
@@ -93,10 +94,7 @@ pub fn apply(roles: &Path, request: &v1::ApplyRequest) -> Result<Order, Status> 
 
 /// Names the nodes that are silent at this moment; those that fall silent later are none of its business.
 pub fn release_brake(state: &ClusterState, obs: &Observations, request: &v1::ReleaseBrakeRequest) -> Result<Order, Status> {
-    let by: String = request.by.chars().filter(|c| !c.is_control()).take(LONGEST_OPERATOR).collect();
-    if by.is_empty() {
-        return Err(Status::invalid_argument("who says that they are gone? a release is written down with a name"));
-    }
+    let by = operator(&request.by)?;
     let nodes = liveness::silent_now(state, obs);
     if nodes.is_empty() {
         return Err(Status::failed_precondition("no node is silent: there is nothing to release"));
@@ -104,6 +102,32 @@ pub fn release_brake(state: &ClusterState, obs: &Observations, request: &v1::Rel
     let names: Vec<String> = nodes.keys().map(ToString::to_string).collect();
     let note = format!("the silence of {} is believed: they are given up and their instances terminated", names.join(", "));
     Ok(Order::new(request.request_id.clone(), Command::ReleaseBrake { by, nodes }, note))
+}
+
+/// Takes a person's word only where EC2 has none left to give: the node is lost, and EC2, when it answered last, did not list its instance.
+pub fn gone(state: &ClusterState, unlisted: &BTreeSet<NodeId>, request: &v1::DeclareGoneRequest) -> Result<Order, Status> {
+    let by = operator(&request.by)?;
+    let id = NodeId(request.instance_id.clone());
+    let node = state.nodes.get(&id).ok_or_else(|| Status::not_found(format!("no node {id}: see 'vpctl nodes'")))?;
+    let refused = match node.lifecycle {
+        Lifecycle::Fenced => format!("{id} is fenced already"),
+        Lifecycle::Ready | Lifecycle::Draining => format!("{id} is not lost: it was heard of late, or the brake holds (see 'vpctl brake show')"),
+        Lifecycle::Lost if !unlisted.contains(&id) => format!(
+            "EC2 has not said that it does not know {id}: if it knows it, it is being terminated there, which will be proof by itself; else ask again in some seconds"
+        ),
+        Lifecycle::Lost => String::new(),
+    };
+    if !refused.is_empty() {
+        return Err(Status::failed_precondition(refused));
+    }
+    let note = format!("{id} counts as terminated, on the word of {by}: what it held moves");
+    Ok(Order::new(request.request_id.clone(), Command::Gone { node: id, session: node.session, by }, note))
+}
+
+/// Who says something that is written down with a name.
+fn operator(by: &str) -> Result<String, Status> {
+    let by: String = by.chars().filter(|c| !c.is_control()).take(LONGEST_OPERATOR).collect();
+    if by.is_empty() { Err(Status::invalid_argument("who says so? this is written down with a name")) } else { Ok(by) }
 }
 
 pub fn brake_status(state: &ClusterState, obs: &Observations) -> v1::BrakeStatus {
@@ -155,6 +179,36 @@ mod tests {
             assert!(bounded(&order.command).is_err(), "{:?}", order.command);
         }
         assert!(bounded(&drain(v1::DrainRequest { instance_id: "i-1".to_owned(), ..v1::DrainRequest::default() }).unwrap().command).is_ok());
+    }
+
+    #[test]
+    fn a_persons_word_is_taken_for_a_lost_node_alone_that_ec2_says_it_does_not_know() {
+        let id = NodeId::from("i-1");
+        let asked = |instance: &str, by: &str| v1::DeclareGoneRequest { instance_id: instance.to_owned(), by: by.to_owned(), request_id: String::new() };
+        let mut state = ClusterState::default();
+        let register = Command::RegisterNode {
+            node: id.clone(),
+            address: String::new(),
+            zone: "a".into(),
+            instance_type: String::new(),
+            memory_mib: 1,
+            cpu_millis: 1,
+            agent_version: String::new(),
+        };
+        vp_cluster::apply(&mut state, 1, 0, &register).unwrap();
+        let unlisted = BTreeSet::from([id.clone()]);
+        let said = |state: &ClusterState, unlisted: &BTreeSet<NodeId>, instance, by| {
+            gone(state, unlisted, &asked(instance, by)).map_err(|status| status.message().to_owned())
+        };
+        assert!(said(&state, &unlisted, "i-1", "ada").unwrap_err().contains("is not lost"));
+        state.nodes.get_mut(&id).unwrap().lifecycle = Lifecycle::Lost;
+        assert!(said(&state, &BTreeSet::new(), "i-1", "ada").unwrap_err().contains("EC2 has not said"));
+        assert!(said(&state, &unlisted, "i-2", "ada").unwrap_err().contains("no node i-2"));
+        assert!(said(&state, &unlisted, "i-1", "\n").unwrap_err().contains("who says so"));
+        let order = said(&state, &unlisted, "i-1", "ada").unwrap();
+        assert_eq!(order.command, Command::Gone { node: id.clone(), session: state.nodes[&id].session, by: "ada".to_owned() });
+        state.nodes.get_mut(&id).unwrap().lifecycle = Lifecycle::Fenced;
+        assert!(said(&state, &unlisted, "i-1", "ada").unwrap_err().contains("fenced already"));
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub const ALL: &[Mutant] = &[
     mutant("vp-cluster", "silence-moves-an-unfenced-role", "an expired lease is proof although the sinks are not fenced"),
     mutant("vp-cluster", "unknown-is-terminated", "an instance that EC2 does not know counts as terminated"),
     mutant("vp-cluster", "shutting-down-is-terminated", "an instance that shuts down counts as terminated"),
+    mutant("vp-cluster", "gone-though-heard", "an operator's word fences a node that is not lost"),
     mutant("vp-cluster", "held-slot-granted", "a slot is granted although it has a holder"),
     mutant("vp-cluster", "generation-not-raised", "a grant keeps the generation of the one before"),
     mutant("vp-agent", "word-before-the-end", "an agent gives a slot back while its process still ends"),

@@ -47,6 +47,11 @@ impl Aws {
         lock(&self.instances).insert(id.to_owned(), instance);
     }
 
+    /// EC2 knows nothing of this instance any more, as an hour after its end.
+    pub fn forget(&self, id: &str) {
+        lock(&self.instances).remove(id);
+    }
+
     /// Puts an object, `bucket/key`.
     pub fn put(&self, place: &str, body: &[u8]) {
         lock(&self.objects).insert(place.to_owned(), body.to_vec());

@@ -99,13 +99,14 @@ fn a_viewer_may_look_and_change_nothing() {
 }
 
 #[test]
-fn an_operator_neither_applies_a_spec_nor_changes_the_coordinators_nor_takes_a_snapshot() {
+fn an_operator_neither_applies_a_spec_nor_changes_the_coordinators_nor_takes_a_snapshot_nor_vouches_for_an_end() {
     attack(async {
         let operator = cell().operator(Rank::Operator).unwrap();
         let mut client = OperatorsClient::new(channel(&operator, cell().elsewhere(46)).await);
         refused(client.apply(ApplyRequest { yaml: "roles: {}".into(), ..Default::default() }).await, Code::PermissionDenied, "the operator ada");
         refused(client.want_coordinators(WantCoordinatorsRequest { remove: vec![2], ..Default::default() }).await, Code::PermissionDenied, "the operator ada");
         refused(client.save_snapshot(SaveSnapshotRequest {}).await, Code::PermissionDenied, "the operator ada");
+        refused(client.declare_gone(DeclareGoneRequest { instance_id: "i-1".into(), ..Default::default() }).await, Code::PermissionDenied, "the operator ada");
         // What is its own to do fails for another reason, if at all.
         let answer = client.release_brake(ReleaseBrakeRequest { by: "ada".into(), ..Default::default() }).await;
         assert_ne!(answer.map_err(|status| status.code()).err(), Some(Code::PermissionDenied));

@@ -44,6 +44,7 @@ pub async fn run(arguments: Arguments, screen: &Screen) -> Result<u8, Failure> {
         Command::Scale { role, wanted } => orders::scale(&cluster()?, screen, format, &role, wanted).await,
         Command::Apply { file } => orders::apply(&cluster()?, screen, format, &file).await,
         Command::Brake { command } => orders::brake(&cluster()?, screen, format, command).await,
+        Command::Gone { instance, by } => orders::gone(&cluster()?, screen, format, &instance, by).await,
         Command::Coordinators { command } => coordinators::coordinators(&cluster()?, screen, format, command).await,
         Command::Snapshot { command } => snapshot::snapshot(&place, cluster, screen, format, command).await,
         Command::Submit(words) => submit::submit(&place.pipeline().await?, screen, format, words).await,

@@ -1,4 +1,4 @@
-//! What an operator orders and does not wait for: cordon, move, scale, apply, and the brake. The coordinators carry it on; `plan` and `explain` show how far.
+//! What an operator orders and does not wait for: cordon, move, scale, apply, the brake, and a word for the forgotten. The coordinators carry it on; `plan` and `explain` show how far.
 
 use std::path::Path;
 
@@ -62,11 +62,22 @@ pub async fn brake(cluster: &Cluster, screen: &Screen, format: Format, command: 
             Ok(0)
         }
         BrakeCommand::Release { by } => {
-            let by = by.or_else(|| std::env::var("USER").ok()).filter(|by| !by.is_empty());
-            let by = by.ok_or_else(|| Failure::Usage("nobody is named: say who with --by NAME".to_owned()))?;
-            tell(screen, format, "brake release", "brake", "release accepted at", cluster.release_brake(&by).await?)
+            let accepted = cluster.release_brake(&named(by)?).await?;
+            tell(screen, format, "brake release", "brake", "release accepted at", accepted)
         }
     }
+}
+
+/// Says that a lost instance, which EC2 has forgotten, is gone. Takes its whole id: a beginning that is unique today is too little for that.
+pub async fn gone(cluster: &Cluster, screen: &Screen, format: Format, instance: &str, by: Option<String>) -> Result<u8, Failure> {
+    let accepted = cluster.declare_gone(instance, &named(by)?).await?;
+    tell(screen, format, "gone", instance, "word accepted at", accepted)
+}
+
+/// Who says something that is written down with a name.
+fn named(by: Option<String>) -> Result<String, Failure> {
+    let by = by.or_else(|| std::env::var("USER").ok()).filter(|by| !by.is_empty());
+    by.ok_or_else(|| Failure::Usage("nobody is named: say who with --by NAME".to_owned()))
 }
 
 fn brake_text(brake: &Brake, screen: &Screen) -> String {

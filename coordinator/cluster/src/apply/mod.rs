@@ -77,6 +77,7 @@ fn change(state: &mut ClusterState, before: Revision, command: &Command, events:
         Command::NodeFenced { node } => nodes::fenced(state, node, events),
         Command::SetDraining { node, draining } => nodes::drain(state, node, *draining, events),
         Command::SetCordoned { node, cordoned } => nodes::cordon(state, node, *cordoned, events),
+        Command::Gone { node, session, by } => nodes::gone(state, node, *session, by, events),
         Command::ReleaseBrake { by, nodes } => nodes::release_brake(state, by, nodes, events),
         Command::NodeHeardAgain { node } => nodes::heard_again(state, node, events),
         Command::Plan(plan) => plan::carry_out(state, before, plan, events),

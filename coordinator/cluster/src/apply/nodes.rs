@@ -8,6 +8,7 @@ use crate::{
     ids::{NodeId, Session, Zone},
     mutant,
     state::{BrakeRelease, ClusterState, Lifecycle, Node},
+    version::OPERATORS_WORD,
 };
 
 /// What an instance says of itself when it registers.
@@ -31,6 +32,7 @@ pub fn register(state: &mut ClusterState, id: &NodeId, machine: &Machine<'_>, ev
         lifecycle: Lifecycle::Ready,
         cordoned: false,
         agent_version: machine.agent_version.to_owned(),
+        gone_by: None,
     };
     if let Some(old) = state.nodes.get(id) {
         if matches!(old.lifecycle, Lifecycle::Lost | Lifecycle::Fenced) {
@@ -70,6 +72,28 @@ pub fn fenced(state: &mut ClusterState, node: &NodeId, events: &mut Events) -> R
     }
     found.lifecycle = Lifecycle::Fenced;
     events.say("node fenced", node, "EC2 says terminated");
+    forget_release(state, node);
+    Ok(())
+}
+
+/// As [`fenced`], where nobody but a person can tell: EC2 shows a terminated instance for an hour, and a restored state may be older. A node that is not lost is
+/// refused: whoever was heard within its lease is not gone, whatever is said.
+pub fn gone(state: &mut ClusterState, node: &NodeId, session: Session, by: &str, events: &mut Events) -> Result<(), Rejection> {
+    if state.apply_version < OPERATORS_WORD {
+        return Err(Rejection::Impossible(format!(
+            "an operator's word counts from rules {OPERATORS_WORD} on, {} hold: upgrade the coordinators",
+            state.apply_version
+        )));
+    }
+    let found = node_mut(state, node)?;
+    live_session(node, found, session)?;
+    if found.lifecycle != Lifecycle::Lost && !mutant!("gone-though-heard") {
+        let state = if found.lifecycle == Lifecycle::Fenced { "fenced already" } else { "not lost" };
+        return Err(Rejection::NodeState { node: node.clone(), state: state.into(), todo: "see 'vpctl nodes'".into() });
+    }
+    found.lifecycle = Lifecycle::Fenced;
+    found.gone_by = Some(by.to_owned());
+    events.say("node fenced", node, format!("EC2 has forgotten it, and {by} says it is gone"));
     forget_release(state, node);
     Ok(())
 }

@@ -211,9 +211,12 @@ pub(crate) fn lease_is_proof(role: &RoleSpec) -> bool {
 
 /// Whether `proof` shows that `holder` cannot act on a slot of this role any more.
 fn proves(state: &ClusterState, holder: &NodeId, role: &RoleSpec, proof: &Proof) -> bool {
-    let lifecycle = state.nodes.get(holder).map(|node| node.lifecycle);
+    let found = state.nodes.get(holder);
+    let lifecycle = found.map(|node| node.lifecycle);
+    let gone_by = found.and_then(|node| node.gone_by.as_ref());
     match proof {
-        Proof::InstanceTerminated { node } => node == holder && lifecycle == Some(Lifecycle::Fenced),
+        Proof::InstanceTerminated { node } => node == holder && lifecycle == Some(Lifecycle::Fenced) && gone_by.is_none(),
+        Proof::OperatorsWord { node, by } => node == holder && lifecycle == Some(Lifecycle::Fenced) && gone_by == Some(by),
         Proof::LeaseExpired { node } => node == holder && matches!(lifecycle, Some(Lifecycle::Lost | Lifecycle::Fenced)) && lease_is_proof(role),
         // The agent's word comes as SlotReleased, never inside a plan.
         Proof::AgentWord { .. } => false,

@@ -100,13 +100,16 @@ impl<'a> Planning<'a> {
         for (id, slot) in &self.state.slots {
             let (Some((node_id, node)), Some(role)) = (self.state.holder(slot), self.state.role(id)) else { continue };
             let proof = match node.lifecycle {
-                Lifecycle::Fenced => Proof::InstanceTerminated { node: node_id.clone() },
+                Lifecycle::Fenced => match &node.gone_by {
+                    None => Proof::InstanceTerminated { node: node_id.clone() },
+                    Some(by) => Proof::OperatorsWord { node: node_id.clone(), by: by.clone() },
+                },
                 Lifecycle::Lost if lease_is_proof(role) => Proof::LeaseExpired { node: node_id.clone() },
                 Lifecycle::Lost => {
                     self.gates.push(Gate::new(
                         id,
                         format!("{node_id} is silent, and silence is no proof for {}", fencing_name(role.fencing)),
-                        "EC2 says the instance is terminated (asked for), or its agent says the processes are gone",
+                        format!("EC2 says the instance is terminated (asked for), its agent says the processes are gone, or 'vpctl gone {node_id}' if EC2 has forgotten it"),
                     ));
                     continue;
                 }
