@@ -1,12 +1,13 @@
 //! Where the cluster is: flags, then the environment, then the record of a local region. Opens nothing on the network.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use vp_cloud::Session;
 use vp_cloud::autoscaling::Groups;
 use vp_cloud::ec2::Compute;
 use vp_cloud::s3::ObjectStore;
-use vp_localcloud::region::{Region, RegionError, default_state};
+use vp_localcloud::region::{Region, RegionError, state_of};
 use vp_proto::COORDINATOR_PORT;
 use vp_trust::{Credentials, Rank};
 
@@ -123,9 +124,10 @@ pub fn region_name(flags: &PlaceArguments) -> String {
     flags.region_name.clone().unwrap_or_else(|| "dev".to_owned())
 }
 
-/// State folder of the local region that flags mean.
-pub fn state_folder(flags: &PlaceArguments) -> std::path::PathBuf {
-    flags.state.clone().unwrap_or_else(|| default_state(&region_name(flags)))
+/// State folder of the local region that flags mean: a name that was given outweighs `VP_STATE`, which may be another region's (`vpctl dev env` sets it).
+pub fn state_folder(flags: &PlaceArguments) -> PathBuf {
+    let told = || variable("VP_STATE").filter(|_| flags.region_name.is_none()).map(PathBuf::from);
+    flags.state.clone().or_else(told).unwrap_or_else(|| state_of(&region_name(flags)))
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::options::network_of;
+use super::record::MARK;
 use super::{DownOptions, Progress, Record, RecordedProcess, RegionError, checks, services};
 use crate::keeper::disk::Disk;
 use crate::keeper::{cgroup, config::Config};
@@ -18,13 +19,22 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Takes away the region whose state is in `state`, also one that a crash left half-made. Absent state is success.
 ///
 /// # Errors
-/// `File` when a process cannot be ended or a file not removed.
+/// `Foreign` when the folder is none of a region's, `Invalid` when it is another region's than the one named: nothing was touched. `File` when a process
+/// cannot be ended or a file not removed.
 pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), RegionError> {
     let record = match Record::load(state) {
         Ok(record) => Some(record),
         Err(RegionError::Absent(_) | RegionError::Malformed { .. }) => None,
         Err(other) => return Err(other),
     };
+    if !Record::is_ours(state) {
+        return Err(RegionError::Foreign(state.to_path_buf()));
+    }
+    if let (Some(wanted), Some(record)) = (&options.name, &record)
+        && *wanted != record.name
+    {
+        return Err(RegionError::Invalid(format!("the region in {} is {}, not {wanted}: nothing was taken away", state.display(), record.name)));
+    }
     let fail = |source| RegionError::File { path: state.to_path_buf(), doing: "ending a process of the region", source };
     let known = |name: &str| record.as_ref().and_then(|record| record.services.get(name).copied());
 
@@ -68,11 +78,11 @@ pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut
     step = Step::begin(progress, "state folder");
     changed = !options.keep && state.exists();
     if changed {
-        // The record goes last: a removal that is cut off can be repeated.
+        // Record and mark go last: a removal that is cut off can be repeated.
         let remove = |path: &Path| if path.is_dir() && !path.is_symlink() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
         let fail = |source| RegionError::File { path: state.to_path_buf(), doing: "removing the state folder", source };
-        let record = Record::path(state);
-        for entry in std::fs::read_dir(state).map_err(fail)?.flatten().filter(|entry| entry.path() != record) {
+        let last = [Record::path(state), state.join(MARK)];
+        for entry in std::fs::read_dir(state).map_err(fail)?.flatten().filter(|entry| !last.contains(&entry.path())) {
             remove(&entry.path()).map_err(fail)?;
         }
         std::fs::remove_dir_all(state).map_err(fail)?;

@@ -17,7 +17,7 @@ mod trust;
 mod up;
 
 pub use down::down;
-pub use options::{DownOptions, UpOptions, default_state, network_of};
+pub use options::{DownOptions, UpOptions, network_of, state_of};
 pub use record::{Record, RecordedProcess};
 pub use status::{InstanceStatus, RegionStatus, ServiceStatus};
 
@@ -53,6 +53,9 @@ pub enum RegionError {
     /// No region has its state in that folder.
     #[error("no region in {}: bring one up first (vpctl dev up)", .0.display())]
     Absent(PathBuf),
+    /// The folder holds something, and nothing says that it is a region's.
+    #[error("{} is not a region's folder and not empty: nothing in it is touched (--state names another)", .0.display())]
+    Foreign(PathBuf),
     /// An option that cannot be meant.
     #[error("{0}")]
     Invalid(String),

@@ -70,13 +70,12 @@ impl UpOptions {
 pub struct DownOptions {
     /// Leave the state folder (logs, objects, disks) where it is.
     pub keep: bool,
+    /// Whose folder it has to be; None: any region's.
+    pub name: Option<String>,
 }
 
-/// `$VP_STATE`, else `$XDG_STATE_HOME/vp/NAME`, else `~/.local/state/vp/NAME`.
-pub fn default_state(name: &str) -> PathBuf {
-    if let Some(state) = std::env::var_os("VP_STATE").filter(|v| !v.is_empty()) {
-        return PathBuf::from(state);
-    }
+/// `$XDG_STATE_HOME/vp/NAME`, else `~/.local/state/vp/NAME`.
+pub fn state_of(name: &str) -> PathBuf {
     let base = std::env::var_os("XDG_STATE_HOME")
         .filter(|v| !v.is_empty())
         .map(PathBuf::from)

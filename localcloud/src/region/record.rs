@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use vp_cloud::Endpoints;
 
 use super::RegionError;
+use crate::keeper::config::Config;
+
+/// The first file of a state folder, made before all others, and the last to go.
+pub(super) const MARK: &str = "vp-region";
 
 /// A process that can be told from another one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +66,12 @@ impl Record {
     /// Path of the record in a state folder.
     pub fn path(state: &Path) -> PathBuf {
         state.join("region.json")
+    }
+
+    /// Whether a folder may be made a region's, or taken away as one: it carries [`MARK`] (or what regions of before had), or holds nothing.
+    pub fn is_ours(state: &Path) -> bool {
+        let empty = || std::fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_none());
+        state.join(MARK).is_file() || !state.exists() || empty() || Self::load(state).is_ok() || Config::load(state).is_ok()
     }
 
     /// How the AWS clients reach the region.

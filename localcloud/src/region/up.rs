@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::aws::{self, Aws};
 use super::down::{Step, strays};
 use super::options::network_of;
+use super::record::MARK;
 use super::services::{self, CONTROL_API, KEEPER, LAMBDA, Ready, S3, Service};
 use super::{AWS_REGION, Progress, Record, Region, RegionError, UpOptions, ZONES, checks, env};
 use crate::keeper::config::Config as KeeperConfig;
@@ -21,6 +22,9 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
     checks::options(options)?;
     checks::machine(options)?;
     let state = options.state.clone();
+    if !Record::is_ours(&state) {
+        return Err(RegionError::Foreign(state));
+    }
     let known = match Record::load(&state) {
         Ok(record) => Some(record),
         Err(RegionError::Absent(_)) => None,
@@ -139,9 +143,12 @@ fn folders(state: &Path) -> Result<bool, RegionError> {
     let fresh = !state.exists();
     let mut private = std::fs::DirBuilder::new();
     private.recursive(true).mode(0o700);
-    for folder in ["", "logs", "s3", "identity", "images", "instances", "volumes", "lambda"] {
+    let fail = |path: PathBuf, source| RegionError::File { path, doing: "making a folder of the region", source };
+    private.create(state).map_err(|source| fail(state.to_path_buf(), source))?;
+    write(&state.join(MARK), b"A local region of vp keeps its state here; `vpctl dev down` removes all of it.\n")?;
+    for folder in ["logs", "s3", "identity", "images", "instances", "volumes", "lambda"] {
         let path = state.join(folder);
-        private.create(&path).map_err(|source| RegionError::File { path, doing: "making a folder of the region", source })?;
+        private.create(&path).map_err(|source| fail(path, source))?;
     }
     Ok(fresh)
 }

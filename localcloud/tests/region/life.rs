@@ -74,6 +74,32 @@ async fn process_down_leaves_nothing_also_without_the_record_and_a_second_time()
 }
 
 #[tokio::test]
+async fn a_folder_that_is_no_regions_is_neither_made_one_nor_taken_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let precious = folder.path().join("letters").join("first");
+    std::fs::create_dir_all(precious.parent().unwrap()).unwrap();
+    std::fs::write(&precious, "dear").unwrap();
+    let image = tempfile::tempdir().unwrap();
+    let mut wanted = options(image.path(), 144, 0, BOOT);
+    wanted.state = folder.path().to_path_buf();
+    assert!(matches!(Region::up(&wanted, &mut |_| ()).await, Err(RegionError::Foreign(_))));
+    assert!(matches!(down(folder.path(), &DownOptions::default(), &mut |_| ()).await, Err(RegionError::Foreign(_))));
+    // Nor does a record that is none make it one.
+    std::fs::write(folder.path().join("region.json"), "{}").unwrap();
+    assert!(matches!(down(folder.path(), &DownOptions::default(), &mut |_| ()).await, Err(RegionError::Foreign(_))));
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "dear");
+}
+
+#[tokio::test]
+async fn process_down_of_another_region_than_the_one_named_touches_nothing() {
+    let bed = Bed::up(145, 0).await;
+    let other = DownOptions { name: Some("demo".to_owned()), ..DownOptions::default() };
+    let refused = down(bed.state(), &other, &mut |_| ()).await.unwrap_err().to_string();
+    assert!(refused.contains("test-145, not demo"), "{refused}");
+    assert!(bed.region.status().await.unwrap().healthy());
+}
+
+#[tokio::test]
 async fn process_up_after_an_interrupted_up_takes_over_what_was_started_but_not_recorded() {
     let bed = Bed::up(143, 0).await;
     let mut record = bed.region.record().clone();

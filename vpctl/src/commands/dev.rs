@@ -38,7 +38,7 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
             }
             up(&options, flags, screen, (!no_wait).then(|| Duration::from_secs(timeout))).await
         }
-        DevCommand::Down { keep } => down(state, keep, screen).await,
+        DevCommand::Down { keep } => down(state, DownOptions { keep, name: flags.region_name.clone() }, screen).await,
         DevCommand::Status => {
             let status = Region::open(&state)?.status().await?;
             let well = status.healthy() && status.instances.iter().all(|i| i.alive || i.state != "running");
@@ -121,16 +121,16 @@ fn missing(status: &ClusterStatus) -> String {
     format!("{leader}{ready} nodes, {healthy} of {} slots healthy{unwell}", status.slots.len())
 }
 
-async fn down(state: PathBuf, keep: bool, screen: &Screen) -> Result<u8, Failure> {
+async fn down(state: PathBuf, options: DownOptions, screen: &Screen) -> Result<u8, Failure> {
     if !state.exists() {
         screen.line(&format!("no region in {}: nothing to take away", state.display()));
         return Ok(0);
     }
     let mut steps = Steps::new(screen);
-    let ended = region::down(&state, &DownOptions { keep }, &mut |progress| steps.tell(progress)).await;
+    let ended = region::down(&state, &options, &mut |progress| steps.tell(progress)).await;
     steps.end();
     ended?;
-    screen.line(if keep { "region is down; its folder is kept" } else { "region is down; nothing of it is left" });
+    screen.line(if options.keep { "region is down; its folder is kept" } else { "region is down; nothing of it is left" });
     Ok(0)
 }
 
