@@ -274,8 +274,12 @@ impl CloudWatch {
         if brokers.is_empty() || memory.published.as_ref() == Some(&list) {
             return;
         }
+        // A leader of before that stood still knows brokers of before.
+        if self.leader.raft.read_index().await.is_err() {
+            return;
+        }
         let body = json!({"brokers": brokers, "revision": state.revision.0}).to_string();
-        match self.region.publish_brokers(body).await {
+        match self.region.publish_brokers(state.revision.0, body).await {
             Ok(()) => {
                 info!(brokers = %list, "broker addresses published");
                 memory.published = Some(list);

@@ -117,6 +117,7 @@ impl Leader {
     /// # Errors
     /// As [`Leader::propose`].
     pub async fn ask(&self, request: Option<String>, command: Command) -> Result<u64, CommandError> {
+        command.check_rules(self.state().apply_version)?;
         let bytes = serde_json::to_vec(&Entry { unix_ms: (self.unix_ms)(), request, command }).map_err(CommandError::Reply)?;
         fail_point!("leader::propose");
         let applied = self.raft.propose(bytes).await?;

@@ -58,6 +58,8 @@ struct Memory {
     since: Instant,
     round: Instant,
     answered: BTreeMap<MemberId, Instant>,
+    /// When each member was first one of the group: nobody is silent from before that.
+    first: BTreeMap<MemberId, Instant>,
     looked: Option<Instant>,
     asked: Option<Instant>,
     terminated: Option<(MemberId, Instant)>,
@@ -66,15 +68,19 @@ struct Memory {
 impl Memory {
     fn new() -> Self {
         let now = Instant::now();
-        Self { since: now, round: now, answered: BTreeMap::new(), looked: None, asked: None, terminated: None }
+        Self { since: now, round: now, answered: BTreeMap::new(), first: BTreeMap::new(), looked: None, asked: None, terminated: None }
     }
 
     fn silent(&self, id: MemberId) -> Duration {
-        self.answered.get(&id).unwrap_or(&self.since).max(&self.since).elapsed()
+        let heard = self.answered.get(&id).or_else(|| self.first.get(&id)).unwrap_or(&self.since);
+        heard.max(&self.since).elapsed()
     }
 
     /// Who has answered since the last check of the quorum.
     fn hear(&mut self, group: &Group) {
+        for (id, _) in &group.peers {
+            self.first.entry(MemberId(*id)).or_insert_with(Instant::now);
+        }
         for (id, _) in group.peers.iter().filter(|(_, peer)| peer.recent_active) {
             self.answered.insert(MemberId(*id), Instant::now());
         }
@@ -174,7 +180,7 @@ impl Membership {
         }
     }
 
-    /// Asks for the end of a silent voter's instance, which EC2 still says runs; what follows is as for any other that is terminated.
+    /// Asks for the end of a silent member's instance, which EC2 still says runs; what follows is as for any other that is terminated.
     async fn terminate(&self, gone: MemberId, state: &ClusterState, memory: &mut Memory) {
         if memory.terminated.is_some_and(|(id, when)| id == gone && when.elapsed() < TERMINATE_AGAIN) {
             return;
@@ -182,6 +188,10 @@ impl Membership {
         let Some(member) = state.coordinators.members.get(&gone) else { return };
         let Some(instance) = &member.instance else { return };
         memory.terminated = Some((gone, Instant::now()));
+        // A leader of before that stood still has heard nobody for as long.
+        if self.leader.raft.read_index().await.is_err() {
+            return;
+        }
         match self.groups.terminate_in_group(&instance.0).await {
             Ok(()) => {
                 let silence = memory.silent(gone).as_secs();

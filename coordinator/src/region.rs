@@ -12,6 +12,15 @@ use vp_cloud::{
 /// Size of a new volume.
 const VOLUME_GIB: i32 = 20;
 
+/// Where clients outside the cluster find Kafka (docs/contracts.md §5).
+const BROKERS: &str = "kafka/brokers.json";
+
+/// What is told of a list that is there already.
+#[derive(serde::Deserialize)]
+struct Published {
+    revision: u64,
+}
+
 /// One region. An error of any call says nothing about the world.
 #[tonic::async_trait]
 pub trait Region: Send + Sync + 'static {
@@ -25,8 +34,8 @@ pub trait Region: Send + Sync + 'static {
     async fn create_volume(&self, zone: &str, tags: &BTreeMap<String, String>, token: &str) -> Result<String, CloudError>;
     async fn attach_volume(&self, volume: &str, instance: &str, device: &str) -> Result<(), CloudError>;
     async fn detach_volume(&self, volume: &str) -> Result<(), CloudError>;
-    /// Replaces the list of brokers for those outside the cluster.
-    async fn publish_brokers(&self, body: String) -> Result<(), StoreError>;
+    /// Replaces the list of brokers for those outside the cluster, unless a newer revision's is there.
+    async fn publish_brokers(&self, revision: u64, body: String) -> Result<(), StoreError>;
 }
 
 /// The real one.
@@ -64,7 +73,14 @@ impl Region for Aws {
         self.compute.detach_volume(volume).await
     }
 
-    async fn publish_brokers(&self, body: String) -> Result<(), StoreError> {
-        self.store.put(&self.bucket, "kafka/brokers.json", body.into(), "application/json").await.map(drop)
+    async fn publish_brokers(&self, revision: u64, body: String) -> Result<(), StoreError> {
+        let (body, kind) = (body.into(), "application/json");
+        let (there, etag) = match self.store.get(&self.bucket, BROKERS).await {
+            Ok(found) => found,
+            Err(error) if error.is_not_found() => return self.store.put_if_absent(&self.bucket, BROKERS, body, kind).await.map(drop),
+            Err(error) => return Err(error),
+        };
+        let newest = serde_json::from_slice::<Published>(&there).is_ok_and(|there| there.revision > revision);
+        if newest { Ok(()) } else { self.store.put_if_match(&self.bucket, BROKERS, body, kind, &etag).await.map(drop) }
     }
 }

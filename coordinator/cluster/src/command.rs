@@ -9,6 +9,7 @@ use crate::{
     coordinators::CoordinatorChange,
     ids::{Generation, MemberId, NodeId, Revision, RoleName, Session, SlotId, VolumeId, Zone},
     state::{Proof, Spec},
+    version::OPERATORS_WORD,
 };
 
 /// One replicated change. Carried by the log with the proposer's wall clock (for people only).
@@ -133,6 +134,25 @@ pub enum Command {
         subject: String,
         detail: String,
     },
+}
+
+impl Command {
+    /// The rules that a program must know to read this command at all: where older ones hold, those of before skip its entry, and so does everybody.
+    pub fn needs(&self) -> u32 {
+        if matches!(self, Self::Gone { .. }) { OPERATORS_WORD } else { 0 }
+    }
+
+    /// Refused while older rules than it needs hold.
+    ///
+    /// # Errors
+    /// What to do about it.
+    pub fn check_rules(&self, apply_version: u32) -> Result<(), Rejection> {
+        let needs = self.needs();
+        if needs <= apply_version {
+            return Ok(());
+        }
+        Err(Rejection::Impossible(format!("this needs the rules of version {needs}, and {apply_version} hold: upgrade every coordinator first")))
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -129,6 +129,15 @@ pub fn transition(before: &ClusterState, after: &ClusterState) -> Result<(), Str
         if started && quorum && !(old.used && old.volume.is_none()) && !moving.insert(&id.role.0) {
             return Err(format!("two members of {} are asked to move at once", id.role));
         }
+        let kept = |id: &SlotId, slot: &Slot| !before.is_surplus(id) && !(slot.used && slot.volume.is_none());
+        let leaving = |other: &(&SlotId, &Slot)| other.0 != id && other.1.releasing && kept(other.0, other.1);
+        if started
+            && quorum
+            && kept(id, old)
+            && let Some((other, _)) = before.slots_of(&id.role).find(leaving)
+        {
+            return Err(format!("{id} is asked to move while {other} is still leaving"));
+        }
     }
     for (id, gone) in before.slots.iter().filter(|(id, _)| !after.slots.contains_key(*id)) {
         let proved = |holder: &NodeId| match before.nodes.get(holder).map(|node| node.lifecycle) {

@@ -99,10 +99,13 @@ pub fn judge(state: &ClusterState, obs: &Observations) -> Judgement {
 pub const BRAKE_OPENS: &str = "they return, EC2 says terminated, or 'vpctl brake release' says that they are gone";
 
 /// Lost nodes whose instances are to be terminated now; none where the brake is closed, not even those that were lost before it closed.
+/// Nor does a leader that is new, or was not running, before it has looked for a whole window: until then it takes the silent for well, and its brake is open.
 pub fn to_terminate<'a>(state: &'a ClusterState, obs: &Observations) -> Vec<&'a NodeId> {
     let (braked, _) = silence(state, obs).census.brake(obs);
+    let looked_ms = obs.now_ms.saturating_sub(obs.leading_since_ms.max(obs.trusted_since_ms));
+    let knows = looked_ms > lost_after_ms(obs.lease_ms) || mutant!("terminates-unlooked");
     let dying = |id: &NodeId| obs.nodes.get(id).is_some_and(|seen| matches!(seen.instance, Instance::ShuttingDown | Instance::Terminated));
-    let believed = |id: &NodeId, node: &Node| is_vouched(state, id, node) || !braked.holds(&node.zone) || mutant!("brake-stops-no-termination");
+    let believed = |id: &NodeId, node: &Node| is_vouched(state, id, node) || (knows && !braked.holds(&node.zone)) || mutant!("brake-stops-no-termination");
     let lost = state.nodes.iter().filter(|(_, node)| node.lifecycle == Lifecycle::Lost);
     lost.filter(|(id, node)| !dying(id) && believed(id, node)).map(|(id, _)| id).collect()
 }

@@ -72,15 +72,28 @@ fn decide(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Opti
     replace(group, seen, gates).or_else(|| swap(group, seen, gates)).or_else(|| grow(group, seen, gates)).or_else(|| shrink(group, seen, gates))
 }
 
-/// The voter whose instance is to be terminated though EC2 says that it runs, so that its group boots a successor: silent for long, and the only one that
-/// is not well. Of several silent ones the fault is more likely here (the brake's rule, design §4), and two who cannot hear each other decide nothing.
+/// The member whose instance is to be terminated though EC2 says that it runs, so that its group boots a successor: a voter that is silent for long and the
+/// only one that is not well, or a learner that never came up while every voter that is not known to be dead answers. Of several silent ones the fault is more likely here (the brake's rule, design §4), and two who cannot hear each other decide nothing.
 pub fn to_terminate(group: &Coordinators, seen: &GroupSeen) -> Option<MemberId> {
+    if seen.joint || seen.voters.len() < 3 {
+        return None;
+    }
+    let gone = |id: &MemberId| {
+        let silent = seen.peers.get(id).is_some_and(|peer| peer.silent_ms >= GONE_AFTER_MS);
+        silent && group.members.get(id).is_some_and(|member| group.slots.contains_key(&member.slot) && !member.fenced)
+    };
     let unwell: Vec<MemberId> = seen.voters.iter().copied().filter(|id| !active(seen, *id)).collect();
-    let [silent] = unwell[..] else { return None };
-    let member = group.members.get(&silent)?;
-    let gone = seen.peers.get(&silent).is_some_and(|peer| peer.silent_ms >= GONE_AFTER_MS);
-    let settled = !seen.joint && group.slots.contains_key(&member.slot) && !member.fenced;
-    (gone && settled && seen.voters.len() >= 3).then_some(silent)
+    if let [silent] = unwell[..]
+        && gone(&silent)
+    {
+        return Some(silent);
+    }
+    // A successor that was given its id and hangs would keep its place for ever. The one it replaces is dead and known to be.
+    let lives = |id: &MemberId| group.members.get(id).is_some_and(|member| !member.fenced);
+    if unwell.iter().any(lives) {
+        return None;
+    }
+    seen.learners.iter().copied().find(|id| !active(seen, *id) && gone(id))
 }
 
 /// Learners that never became anything: their instance is terminated, their slot is not wanted any more, or nobody knows them.

@@ -48,6 +48,11 @@ impl Requests {
 
 /// [`apply::apply`], once a request id.
 pub fn apply_once(state: &mut ClusterState, index: u64, unix_ms: u64, request: Option<&str>, command: &Command) -> Answer {
+    // A program of before cannot read it, its request id included.
+    if let Err(rejection) = command.check_rules(state.apply_version) {
+        skip(state, index);
+        return Answer { revision: state.revision, rejection: Some(rejection) };
+    }
     let request = request.filter(|_| state.apply_version >= REQUESTS_ONCE);
     if let Some(answer) = request.and_then(|request| state.requests.answer(request)).cloned() {
         skip(state, index);

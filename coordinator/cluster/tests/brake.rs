@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use situation::{Situation, node_in, spec, zone};
 use vp_cluster::{
-    Command, NodeId,
+    Command, NodeId, Observations,
     liveness::{self, Brake, CAP_WINDOW_MS, judge, lost_after_ms, silent_now, to_terminate},
     observe::{CoordinatorSeen, Instance},
     self_watch::{SelfWatch, pause_limit_ms},
@@ -125,6 +125,26 @@ fn a_closed_zone_asks_for_no_termination_there_and_for_one_elsewhere() {
     s.lose(&"i-1".into());
     s.lose(&"i-5".into());
     assert_eq!(to_terminate(&s.state, &s.obs), [&NodeId::from("i-5")]);
+}
+
+/// To a new leader the silent look well until its first window is over: the brake that its predecessor had closed is open.
+#[test]
+fn a_leader_that_is_new_or_was_not_running_terminates_nobody_before_it_has_looked_for_a_whole_window() {
+    let mut s = silence("abcab", &[1]);
+    s.lose(&"i-1".into());
+    let limit = lost_after_ms(s.obs.lease_ms);
+    let looks: [fn(&mut Observations, u64); 2] = [|obs, since| obs.leading_since_ms = since, |obs, since| obs.trusted_since_ms = since];
+    for look in looks {
+        let mut obs = s.obs.clone();
+        look(&mut obs, s.obs.now_ms - limit);
+        assert_eq!(to_terminate(&s.state, &obs), Vec::<&NodeId>::new());
+        look(&mut obs, s.obs.now_ms - limit - 1);
+        assert_eq!(to_terminate(&s.state, &obs), [&NodeId::from("i-1")]);
+    }
+    // Whom an operator vouched for is gone whoever leads.
+    release(&mut s);
+    s.obs.leading_since_ms = s.obs.now_ms;
+    assert_eq!(to_terminate(&s.state, &s.obs), [&NodeId::from("i-1")]);
 }
 
 #[test]

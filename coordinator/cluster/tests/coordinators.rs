@@ -304,6 +304,25 @@ fn a_voter_silent_for_long_though_ec2_says_it_runs_is_terminated_once_nobody_els
 }
 
 #[test]
+fn a_successor_that_never_comes_up_is_terminated_once_every_voter_that_may_live_answers() {
+    let terminated = |case: &Case| membership::to_terminate(&case.state.coordinators, &case.seen());
+    let mut hangs = Case::of(3);
+    hangs.dies(2);
+    hangs.join(2, "i-a").unwrap();
+    hangs.silent.insert(MemberId(4));
+    assert_eq!(hangs.settle(), [Step::AddLearner(MemberId(4))]);
+    hangs.silent_ms = membership::GONE_AFTER_MS - 1;
+    assert_eq!(terminated(&hangs), None, "it may still come up");
+    hangs.silent_ms += 1;
+    assert_eq!(terminated(&hangs), Some(MemberId(4)));
+    hangs.silent.insert(MemberId(3));
+    assert_eq!(terminated(&hangs), None, "a voter that may live is silent too: the fault may be here");
+    hangs.silent.remove(&MemberId(3));
+    hangs.dies(4);
+    assert_eq!(terminated(&hangs), None, "it is terminated already: its group boots the next");
+}
+
+#[test]
 fn neither_a_member_of_a_pair_nor_one_that_is_on_its_way_out_is_terminated_for_its_silence() {
     let mut pair = Case::of(3);
     pair.voters = ids([1, 2]);

@@ -79,7 +79,7 @@ fn it_is_refused_until_every_coordinator_knows_the_rules_it_needs() {
     let mut s = lost();
     s.state.apply_version = OPERATORS_WORD - 1;
     let refused = s.apply(word(&s, "i-1")).expect_err("refused");
-    assert!(refused.to_string().contains("upgrade the coordinators"), "{refused}");
+    assert!(refused.to_string().contains("upgrade every coordinator first"), "{refused}");
     assert_eq!(s.state.nodes[&NodeId::from("i-1")].lifecycle, Lifecycle::Lost);
 }
 

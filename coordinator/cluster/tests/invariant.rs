@@ -104,6 +104,21 @@ fn an_expired_lease_is_no_proof_for_a_quorum_member_in_the_transition_either() {
 }
 
 #[test]
+fn a_second_member_is_not_asked_to_move_while_the_first_is_still_leaving() {
+    let mut before = Situation::well().state;
+    at(&mut before, "kafka-1").releasing = true;
+    let mut after = before.clone();
+    after.revision = Revision(before.revision.0 + 1);
+    assert_eq!(transition(&before, &after), Ok(()));
+    at(&mut after, "kafka-2").releasing = true;
+    let broken = transition(&before, &after).expect_err("broken");
+    assert!(broken.contains("kafka-2 is asked to move while kafka-1 is still leaving"), "{broken}");
+    at(&mut before, "kafka-1").volume = None;
+    at(&mut after, "kafka-1").volume = None;
+    assert_eq!(transition(&before, &after), Ok(()), "one whose disk is lost cannot stay anyway");
+}
+
+#[test]
 fn two_members_whose_disks_are_lost_may_be_stopped_at_once() {
     let mut s = Situation::well();
     s.lose_disk("kafka-1");

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use vp_cluster::{
-    ClusterState, Command, MemberId, Revision, apply,
+    ClusterState, Command, MemberId, Rejection, Revision, Session, apply,
     coordinators::{self, CoordinatorChange, CoordinatorSlot},
     invariant,
     requests::{LONGEST_REQUEST, REMEMBERED, apply_once, skip},
@@ -57,6 +57,21 @@ impl Old {
         let _ = apply(&mut self.0, index, 0, command);
         if self.0.apply_version > 0 { Err("start the newer program") } else { Ok(()) }
     }
+}
+
+/// The program of rules 1 cannot read a command of rules 2, its request id neither: it skips the entry. Asked for in the midst of an upgrade, as `vpctl` asks.
+#[test]
+fn a_command_that_older_programs_cannot_read_leaves_every_state_alike_its_request_id_too() {
+    let gone = Command::Gone { node: "i-1".into(), session: Session(1), by: "ada".to_owned() };
+    let (mut old, mut new) = (at(1), at(1));
+    let refused = apply_once(&mut new, 5, 0, Some("r"), &gone);
+    skip(&mut old, 5);
+    assert!(refused.rejection.unwrap().to_string().contains("upgrade every coordinator first"));
+    assert_eq!(old, new);
+    // Asked again once the rules hold, it is judged, not answered as before.
+    new.apply_version = NEWEST;
+    let judged = apply_once(&mut new, 6, 0, Some("r"), &gone);
+    assert_eq!(judged.rejection, Some(Rejection::NoSuchNode("i-1".into())));
 }
 
 #[test]

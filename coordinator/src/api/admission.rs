@@ -1,7 +1,9 @@
-//! Who may call what: one table, looked at before any service sees the request. What a caller may then do with its own records is each service's to judge.
+//! Who may call what: one table, looked at before any service sees the request; and how often people and their tools may. What a caller may then do with its
+//! own records is each service's to judge, and agents and coordinators have their bounds where their messages are read.
 
 use std::{
     future::{Ready, ready},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -9,6 +11,8 @@ use futures::future::Either;
 use tonic::{Status, body::Body, codegen::http};
 use tower::{Layer, Service};
 use vp_trust::{Caller, Certificate, Rank, Who};
+
+use super::limits::{OPERATOR_CALLS, Rationed};
 
 /// The operators' calls and the least rank each takes: a viewer looks, an operator moves work about, an admin changes what the cluster is or takes all it
 /// knows away (a snapshot holds everything). A call that is not listed takes an admin.
@@ -79,6 +83,22 @@ fn refused(who: &Who, wanted: &str) -> Status {
     Status::permission_denied(format!("this certificate is {who}'s; {wanted} is needed"))
 }
 
+/// The operators' calls, rationed by the name and rank in their certificates.
+type Calls = Rationed<String>;
+
+/// May an operator call once more? Of others nothing is taken.
+fn ration(calls: &Calls, caller: Option<&Caller>) -> Result<(), Status> {
+    let who = caller.and_then(|caller| caller.certificate.as_ref()).map(|certificate| &certificate.name.who);
+    match who {
+        Some(who @ Who::Operator { .. }) if !calls.take(&who.to_string()) => Err(Status::resource_exhausted(format!(
+            "{who} calls too often: {} calls a second are answered, and {} at once after a pause; try again in a second",
+            OPERATOR_CALLS.per_hour / 3600,
+            OPERATOR_CALLS.burst
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The table as a layer of the gRPC server.
 #[derive(Clone, Copy)]
 pub struct Admission;
@@ -86,8 +106,9 @@ pub struct Admission;
 impl<S> Layer<S> for Admission {
     type Service = Admitted<S>;
 
+    /// Called once a server: its connections share what is counted.
     fn layer(&self, inner: S) -> Admitted<S> {
-        Admitted { inner }
+        Admitted { inner, calls: Arc::new(Calls::new(OPERATOR_CALLS)) }
     }
 }
 
@@ -95,6 +116,7 @@ impl<S> Layer<S> for Admission {
 #[derive(Clone)]
 pub struct Admitted<S> {
     inner: S,
+    calls: Arc<Calls>,
 }
 
 impl<S, B> Service<http::Request<B>> for Admitted<S>
@@ -111,7 +133,7 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let caller = request.extensions().get::<Caller>();
-        match judge(request.uri().path(), caller) {
+        match judge(request.uri().path(), caller).and_then(|()| ration(&self.calls, caller)) {
             Ok(()) => {
                 if let Some(caller) = caller {
                     caller.welcome();
@@ -203,6 +225,20 @@ mod tests {
         }
         let said = judge("/vp.v1.Operators/Drain", Some(&operator(Rank::Viewer))).unwrap_err();
         assert!(said.message().contains("the viewer ada") && said.message().contains("--certificate"), "{}", said.message());
+    }
+
+    #[test]
+    fn an_operator_that_calls_without_end_is_refused_and_nobody_else_is() {
+        let calls = Calls::new(OPERATOR_CALLS);
+        let viewer = operator(Rank::Viewer);
+        let most = 10 * OPERATOR_CALLS.burst;
+        let refusal = (0..most).find_map(|_| ration(&calls, Some(&viewer)).err()).expect("it is refused");
+        assert_eq!(refusal.code(), Code::ResourceExhausted);
+        assert!(refusal.message().contains("the viewer ada calls too often"), "{}", refusal.message());
+        // The same person's other certificate, and those who have bounds of their own.
+        ration(&calls, Some(&operator(Rank::Admin))).unwrap();
+        let node = caller(Name::node("dev", "i-1"), Some(HOME), HOME);
+        assert!((0..most).all(|_| ration(&calls, Some(&node)).is_ok() && ration(&calls, None).is_ok()));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | streams, resets, headers, keep-alive | HTTP/2, by [`bounded`] |
 //! | message sizes | each service, by these constants |
 //! | heartbeats and hellos, slots, lengths of texts | `agents` |
+//! | operators' calls | `admission` |
 //! | enrolments, and strangers' refusals that are kept | `enrolment` |
 
 use std::{
@@ -81,7 +82,10 @@ pub const HELLOS: Rate = Rate { per_hour: 3600, burst: 16 };
 pub const ENROLMENTS: Rate = Rate { per_hour: 720, burst: 16 };
 /// Refusals of strangers that are kept as events: enough to see that somebody knocks.
 pub const STRANGERS: Rate = Rate { per_hour: 6, burst: 5 };
-/// Instances that an allowance each is kept for; of more, those that have been quiet are forgotten.
+/// Calls of one operator. `vpctl` watches once a second, its drill ten times, tests some thirty times; a `plan` in a loop, which a viewer may ask for too, would
+/// keep the leader from its own rounds. Each coordinator counts for itself.
+pub const OPERATOR_CALLS: Rate = Rate { per_hour: 50 * 3600, burst: 200 };
+/// Callers that an allowance each is kept for; of more, those that have been quiet are forgotten.
 const REMEMBERED: usize = 4096;
 /// Time between two times that the quiet ones are forgotten: each looks at all.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -163,38 +167,37 @@ impl Allowance {
     }
 }
 
-/// An allowance for each instance.
-pub struct Rationed {
+/// An allowance for each instance, or for each of whatever else calls.
+pub struct Rationed<K = NodeId> {
     rate: Rate,
     since: Instant,
-    of: Mutex<Takers>,
+    of: Mutex<Takers<K>>,
 }
 
-#[derive(Default)]
-struct Takers {
-    of: BTreeMap<NodeId, Allowance>,
+struct Takers<K> {
+    of: BTreeMap<K, Allowance>,
     /// When those that have been quiet were last forgotten.
     swept: Duration,
 }
 
-impl Rationed {
+impl<K: Ord + Clone> Rationed<K> {
     /// Nobody has taken anything yet.
     pub fn new(rate: Rate) -> Self {
-        Self { rate, since: Instant::now(), of: Mutex::default() }
+        Self { rate, since: Instant::now(), of: Mutex::new(Takers { of: BTreeMap::new(), swept: Duration::ZERO }) }
     }
 
-    /// Takes one; false when the instance has had too many.
-    pub fn take(&self, node: &NodeId) -> bool {
-        self.take_at(node, self.since.elapsed())
+    /// Takes one; false when the taker has had too many.
+    pub fn take(&self, taker: &K) -> bool {
+        self.take_at(taker, self.since.elapsed())
     }
 
-    fn take_at(&self, node: &NodeId, now: Duration) -> bool {
+    fn take_at(&self, taker: &K, now: Duration) -> bool {
         let mut takers = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         if takers.of.len() >= REMEMBERED && now.saturating_sub(takers.swept) >= SWEEP {
             takers.of.retain(|_, allowance| !allowance.is_full(now));
             takers.swept = now;
         }
-        takers.of.entry(node.clone()).or_insert_with(|| Allowance::new(self.rate, now)).take(now)
+        takers.of.entry(taker.clone()).or_insert_with(|| Allowance::new(self.rate, now)).take(now)
     }
 }
 
@@ -227,7 +230,7 @@ mod tests {
 
     #[test]
     fn an_instance_that_says_hello_without_end_is_refused_and_no_other_is() {
-        let (hellos, now) = (Rationed::new(HELLOS), Duration::from_secs(1));
+        let (hellos, now) = (Rationed::<NodeId>::new(HELLOS), Duration::from_secs(1));
         let taken = (0..100).filter(|_| hellos.take_at(&"i-1".into(), now)).count();
         assert_eq!(taken, HELLOS.burst as usize);
         assert!(hellos.take_at(&"i-2".into(), now));
@@ -236,8 +239,21 @@ mod tests {
     }
 
     #[test]
+    fn an_operators_tools_never_run_out_of_calls_and_a_loop_does() {
+        let calls = Rationed::<String>::new(OPERATOR_CALLS);
+        let ada = "the admin ada".to_owned();
+        // A drill's looks and a test's beside it: forty calls a second, for a minute.
+        assert!((0..2400_u64).all(|call| calls.take_at(&ada, Duration::from_millis(call * 25))));
+        let now = Duration::from_secs(120);
+        let taken = (0..1000).filter(|_| calls.take_at(&ada, now)).count();
+        assert_eq!(taken, OPERATOR_CALLS.burst as usize);
+        assert!(calls.take_at(&"the viewer ada".to_owned(), now), "another certificate has its own");
+        assert!(calls.take_at(&ada, now + Duration::from_millis(100)));
+    }
+
+    #[test]
     fn of_many_instances_those_that_have_been_quiet_are_forgotten_and_the_loud_are_not() {
-        let (hellos, now) = (Rationed::new(HELLOS), Duration::ZERO);
+        let (hellos, now) = (Rationed::<NodeId>::new(HELLOS), Duration::ZERO);
         while hellos.take_at(&"i-loud".into(), now) {}
         // One a millisecond: each is as good as new a second later.
         for number in 0..REMEMBERED * 3 {

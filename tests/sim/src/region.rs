@@ -83,7 +83,7 @@ impl Region for SimRegion {
         self.call("DetachVolume", |reply| Call::Detach(volume.to_owned(), reply)).await
     }
 
-    async fn publish_brokers(&self, _: String) -> Result<(), StoreError> {
+    async fn publish_brokers(&self, _: u64, _: String) -> Result<(), StoreError> {
         Ok(())
     }
 }

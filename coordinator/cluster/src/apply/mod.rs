@@ -28,6 +28,7 @@ pub fn apply(state: &mut ClusterState, index: u64, unix_ms: u64, command: &Comma
         return Err(Rejection::Impossible(format!("entry {index} comes after revision {based_on}: a revision never goes back")));
     }
     state.revision = Revision(index);
+    command.check_rules(state.apply_version)?;
     let mut events = Events::new(state.revision, unix_ms);
     let outcome = change(state, based_on, command, &mut events);
     outcome?;

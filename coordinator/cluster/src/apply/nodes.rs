@@ -8,7 +8,6 @@ use crate::{
     ids::{NodeId, Session, Zone},
     mutant,
     state::{BrakeRelease, ClusterState, Lifecycle, Node},
-    version::OPERATORS_WORD,
 };
 
 /// What an instance says of itself when it registers.
@@ -79,12 +78,6 @@ pub fn fenced(state: &mut ClusterState, node: &NodeId, events: &mut Events) -> R
 /// As [`fenced`], where nobody but a person can tell: EC2 shows a terminated instance for an hour, and a restored state may be older. A node that is not lost is
 /// refused: whoever was heard within its lease is not gone, whatever is said.
 pub fn gone(state: &mut ClusterState, node: &NodeId, session: Session, by: &str, events: &mut Events) -> Result<(), Rejection> {
-    if state.apply_version < OPERATORS_WORD {
-        return Err(Rejection::Impossible(format!(
-            "an operator's word counts from rules {OPERATORS_WORD} on, {} hold: upgrade the coordinators",
-            state.apply_version
-        )));
-    }
     let found = node_mut(state, node)?;
     live_session(node, found, session)?;
     if found.lifecycle != Lifecycle::Lost && !mutant!("gone-though-heard") {
