@@ -5,13 +5,14 @@ export VP_COMPONENTS := $(VP_CACHE)/components
 export CARGO_TARGET_DIR := $(VP_CACHE)/target
 
 PROGRAMS := vpctl vp-agent vp-coordinator vp-localcloud vp-ingest vp-publish
-SETUP_FOR ?= demo
+# Alone, `make setup` installs everything; each target what it needs.
+SETUP_FOR ?= $(if $(filter build programs,$(MAKECMDGOALS)),demo,lint test)
 TIERS ?= unit sim process region
 SEEDS ?= 20000
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build programs demo test sim mutants lint fuzz bench bench-core chaos clean clean-cache pins
+.PHONY: help setup build programs demo test sim mutants lint fuzz attacks bench bench-core chaos clean clean-cache pins
 
 help: ## say what there is
 	@echo "vp: a self-healing cluster that processes videos, here on this one machine."
@@ -21,9 +22,10 @@ help: ## say what there is
 	@echo "  make sim     whole clusters decided by seeds, every step checked (SEEDS=20000 SECONDS=600)"
 	@echo "  make mutants plants each known bug and says which check notices it"
 	@echo "  make fuzz    ten million inputs for every parser of something from outside"
+	@echo "  make attacks attacks by the mass, three turns each beside quiet; fails when honest agents notice (for a quiet machine)"
 	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
 	@echo
-	@echo "  make setup   fetch and compile what the above need (they do it by themselves); SETUP_FOR=demo|test|lint|bench-core|chaos"
+	@echo "  make setup   fetch and compile what all of them need (each does its own by itself); SETUP_FOR=demo|test|lint|bench-core|chaos"
 	@echo "  make build   leave the programs in bin/: $(PROGRAMS)"
 	@echo "  make bench   measure; the table goes to docs/benchmarks.md"
 	@echo "  make bench-core   the coordinators beside etcd, on this disk; the table goes to docs/benchmarks-core.md"
@@ -34,7 +36,7 @@ help: ## say what there is
 	@echo "  After make build: bin/vpctl dev up && bin/vpctl submit CLIP --wait && bin/vpctl status"
 
 setup: ## everything SETUP_FOR needs, pinned
-	@ami/setup $(SETUP_FOR)
+	@for purpose in $(SETUP_FOR); do ami/setup $$purpose || exit $$?; done
 
 build: setup programs ## the programs, in bin/
 
@@ -47,6 +49,7 @@ programs:
 		cp "$(CARGO_TARGET_DIR)/debug/$$program" "bin/.$$program.new" && mv "bin/.$$program.new" "bin/$$program" || exit 1; \
 	done
 
+demo: SETUP_FOR := demo
 demo: build ## a video through the cluster, and again while an instance dies
 	@tests/demo
 
@@ -70,8 +73,13 @@ fuzz: SETUP_FOR := test
 fuzz: setup ## ten million inputs for every parser, optimised and with all checks on (VP_FUZZ_INPUTS, VP_FUZZ_ONLY, VP_FUZZ_SEED)
 	@VP_FUZZ_INPUTS=$${VP_FUZZ_INPUTS:-10000000} cargo test --workspace --locked --quiet --profile fuzz --test fuzz -- --nocapture
 
+attacks: SETUP_FOR := test
+attacks: build ## honest agents' p99 under each attack by the mass at most twice the quiet one, in the median of three turns
+	@VP_ATTACK_P99=1 cargo test --workspace --locked --quiet --test attacks -- --nocapture
+
 bench: SETUP_FOR := test
-bench: build ## measures, beside one plain ffmpeg
+bench: build ## measures, beside one plain ffmpeg; the agent as it is released
+	@cargo build --locked --quiet --release -p vp-agent
 	@tests/bench
 
 bench-core: SETUP_FOR := bench-core

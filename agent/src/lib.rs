@@ -13,6 +13,7 @@ pub mod certificate;
 pub mod clock;
 pub mod control;
 pub mod conversation;
+pub mod disk;
 pub mod durable;
 pub mod executor;
 pub mod generations;

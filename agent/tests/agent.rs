@@ -3,9 +3,10 @@
 
 mod cluster;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cluster::{Bed, LEASE_MS, alive, assignment, signal};
+use cluster::{Bed, alive, assignment, signal};
 use nix::sys::signal::Signal;
 use vp_proto::v1::{Assignment, Phase};
 
@@ -43,11 +44,6 @@ fn quorum() -> String {
     SOLID.replace("exclusive", "quorum").replace("fenced_sinks: true\n", "")
 }
 
-/// The lease, the guard's own time, and what two busy cores add.
-fn lease_and_slack() -> Duration {
-    Duration::from_millis(LEASE_MS + 700)
-}
-
 fn exclusive_running() -> (Bed, i32) {
     let mut bed = Bed::new(&[("solid", SOLID)]);
     bed.want(vec![assignment("solid", 7, "exclusive")]);
@@ -57,29 +53,122 @@ fn exclusive_running() -> (Bed, i32) {
 }
 
 fn gone(bed: &Bed, since: Instant) {
-    bed.within(lease_and_slack().saturating_sub(since.elapsed()), "nothing of the exclusive role is left", || {
-        (bed.processes("solid-1", "beat").is_empty() && bed.processes("solid-1", "sleep").is_empty()).then_some(())
-    });
+    bed.dies_by_its_lease("solid-1", since);
+}
+
+/// Two roles under an agent that `restart` replaces: they must not notice.
+fn adopts(bed: &mut Bed, restart: impl FnOnce(&mut Bed)) {
+    bed.want(vec![assignment("solid", 7, "exclusive"), assignment("calm", 8, "quorum")]);
+    let before = [bed.reported("solid-1", Phase::Healthy).pid, bed.reported("calm-1", Phase::Healthy).pid];
+    let (sessions, first) = (bed.sessions(), bed.agent_pid());
+    restart(bed);
+    assert_ne!(bed.agent_pid(), first);
+    bed.eventually("another session", || (bed.sessions() > sessions).then_some(()));
+    // Well past the lease that the first agent held: the second one renews it.
+    bed.outlive_a_lease();
+    let after = [bed.reported("solid-1", Phase::Healthy), bed.reported("calm-1", Phase::Healthy)];
+    assert_eq!(after.each_ref().map(|o| o.pid), before);
+    assert!(before.into_iter().all(alive) && after.iter().all(|o| o.restarts == 0));
+    let hellos = bed.script.hellos();
+    assert_eq!(hellos[0].boot_id, hellos.last().unwrap().boot_id);
 }
 
 #[test]
 fn an_agent_killed_and_started_again_adopts_its_roles_with_the_same_pids() {
     let quorum = quorum();
+    adopts(&mut Bed::new(&[("solid", SOLID), ("calm", &quorum)]), |bed| {
+        bed.kill_agent();
+        bed.start_agent();
+    });
+}
+
+#[test]
+fn an_agent_asked_to_end_and_started_again_adopts_its_roles_with_the_same_pids() {
+    let quorum = quorum();
+    adopts(&mut Bed::new(&[("solid", SOLID), ("calm", &quorum)]), |bed| {
+        bed.end_agent();
+        bed.start_agent();
+    });
+}
+
+/// Another file with the same content, dated a day ago.
+fn install(at: &Path) {
+    let (beside, day) = (at.with_extension("new"), Duration::from_secs(24 * 3600));
+    std::fs::copy(env!("CARGO_BIN_EXE_vp-agent"), &beside).unwrap();
+    std::fs::File::options().write(true).open(&beside).unwrap().set_modified(std::time::SystemTime::now() - day).unwrap();
+    std::fs::rename(&beside, at).unwrap();
+}
+
+#[test]
+fn an_agent_whose_program_is_replaced_adopts_its_roles_with_the_same_pids() {
+    let quorum = quorum();
+    let mut bed = Bed::new(&[("solid", SOLID), ("calm", &quorum)]);
+    let program = bed.path("vp-agent");
+    install(&program);
+    bed.kill_agent();
+    bed.program = program;
+    bed.start_agent();
+    let runs = |pid: i32| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    adopts(&mut bed, |bed| {
+        install(&bed.program);
+        bed.end_agent();
+        bed.start_agent();
+        assert_eq!(runs(bed.agent_pid()), bed.program.canonicalize().unwrap());
+    });
+    let guard = bed.reported("solid-1", Phase::Healthy).pid;
+    assert!(runs(guard).to_string_lossy().ends_with(" (deleted)"), "the guard is still of the program before: {:?}", runs(guard));
+    // The new agent renews the old one's guard; without it the lease still ends.
+    bed.stop_coordinator();
+    gone(&bed, Instant::now());
+}
+
+/// Of the lines `NAME: VALUE` in a process's status.
+fn status(pid: i32, name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap().trim().to_owned()
+}
+
+/// Of capabilities(7), by its number.
+fn may(pid: i32, capability: u32) -> bool {
+    u64::from_str_radix(&status(pid, "CapEff"), 16).unwrap() >> capability & 1 == 1
+}
+
+const CAP_SYS_NICE: u32 = 23;
+const CAP_SYS_RESOURCE: u32 = 24;
+
+fn oom_score(pid: i32) -> i32 {
+    std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
+}
+
+fn niceness(pid: i32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The 19th field of proc_pid_stat(5); the name before the third may hold anything.
+    text.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
+/// What the rights of this process do not allow is a wish: then the roles still say more for themselves.
+#[test]
+fn agent_and_guard_outrank_the_roles_in_memory_and_on_the_processor() {
+    let quorum = quorum();
     let mut bed = Bed::new(&[("solid", SOLID), ("calm", &quorum)]);
     bed.want(vec![assignment("solid", 7, "exclusive"), assignment("calm", 8, "quorum")]);
-    let before = [bed.reported("solid-1", Phase::Healthy).pid, bed.reported("calm-1", Phase::Healthy).pid];
-    let sessions = bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst);
-    bed.kill_agent();
-    bed.start_agent();
-    bed.eventually("another session", || (bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst) > sessions).then_some(()));
-    // Well past the lease that the first agent held: the second one renews it.
-    let until = Instant::now() + lease_and_slack();
-    bed.eventually("the lease is past", || (Instant::now() > until).then_some(()));
-    let after = [bed.reported("solid-1", Phase::Healthy), bed.reported("calm-1", Phase::Healthy)];
-    assert_eq!(after.each_ref().map(|o| o.pid), before);
-    assert!(after.iter().all(|o| o.restarts == 0));
-    let hellos = bed.script.hellos();
-    assert_eq!(hellos[0].boot_id, hellos.last().unwrap().boot_id);
+    let (guard, calm) = (bed.reported("solid-1", Phase::Healthy).pid, bed.reported("calm-1", Phase::Healthy).pid);
+    let solid = *bed.processes("solid-1", "while").iter().find(|pid| **pid != guard).unwrap();
+    let (agent, me) = (bed.agent_pid(), std::process::id() as i32);
+
+    let spared = if may(me, CAP_SYS_RESOURCE) { -900 } else { oom_score(me) };
+    assert_eq!([agent, guard, solid, calm].map(oom_score), [spared, spared, 200, 200]);
+    assert!(spared < 200, "{spared}");
+
+    let own = niceness(me);
+    let raised = if may(me, CAP_SYS_NICE) { 0 } else { own };
+    assert_eq!([agent, guard, solid, calm].map(niceness), [own, raised, 10, 10]);
+
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let unlimited = limits.lines().any(|line| line.starts_with("Max locked memory") && line.contains("unlimited  "));
+    let locks = [agent, guard].map(|pid| status(pid, "VmLck") != "0 kB");
+    println!("may raise limits: {}, memory locked: {locks:?}", may(me, CAP_SYS_RESOURCE));
+    assert_eq!(locks, [unlimited || may(me, CAP_SYS_RESOURCE); 2]);
 }
 
 #[test]
@@ -154,9 +243,9 @@ fn an_older_generation_and_an_older_set_are_refused_after_a_restart() {
     bed.kill_agent();
     // A stale leader's set: dropped whole, though it names nothing.
     bed.want_at(4, vec![]);
-    let sessions = bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst);
+    let sessions = bed.sessions();
     bed.start_agent();
-    bed.eventually("a session", || (bed.script.sessions.load(std::sync::atomic::Ordering::SeqCst) > sessions).then_some(()));
+    bed.eventually("a session", || (bed.sessions() > sessions).then_some(()));
     bed.eventually("the older set is dropped", || std::fs::read_to_string(bed.path("agent.log")).ok().filter(|log| log.contains("older desired set dropped")));
     bed.reported("calm-1", Phase::Healthy);
     assert_eq!(bed.processes("calm-1", "while"), [before.pid]);

@@ -7,11 +7,14 @@ use std::{
 
 use serde::Deserialize;
 use vp_cluster::{
-    RoleName,
+    ClusterState, Command, Rejection, RoleName,
     state::{Fencing, Membership, Policy, RoleSpec, Spec},
 };
 
-use crate::settings::{Count, SpecFile};
+use crate::{
+    api::limits::ROLE_BYTES,
+    settings::{Count, SpecFile, one_line},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogueError {
@@ -21,6 +24,10 @@ pub enum CatalogueError {
     Bad { path: PathBuf, reason: String },
     #[error("the spec wants the role '{role}', which the catalogue in {folder} does not have; it has: {known}")]
     Unknown { role: String, folder: PathBuf, known: String },
+    #[error("the role name '{role}' has {bytes} bytes; allowed are at most {most}: what agents report of a longer one is dropped")]
+    LongName { role: String, bytes: usize, most: usize },
+    #[error(transparent)]
+    Unusable(#[from] Rejection),
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,7 +71,7 @@ fn membership<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Membe
 /// Joins what people wrote with the catalogue into the replicated spec.
 ///
 /// # Errors
-/// An unreadable or wrong role.yaml, or a role that the catalogue does not have.
+/// An unreadable or wrong role.yaml, a role that the catalogue does not have, or one whose name is too long.
 pub fn spec(folder: &Path, wanted: &SpecFile) -> Result<Spec, CatalogueError> {
     let known = read(folder)?;
     let mut counts: BTreeMap<String, Count> = wanted.roles.clone();
@@ -76,10 +83,13 @@ pub fn spec(folder: &Path, wanted: &SpecFile) -> Result<Spec, CatalogueError> {
         count.max = flat.2.or(count.max);
     }
     let mut roles = BTreeMap::new();
-    for (name, count) in counts {
-        let Some(file) = known.get(&name) else {
+    for (name, count) in &counts {
+        if name.len() > ROLE_BYTES {
+            return Err(CatalogueError::LongName { role: name.clone(), bytes: name.len(), most: ROLE_BYTES });
+        }
+        let Some(file) = known.get(name) else {
             let known = known.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(CatalogueError::Unknown { role: name, folder: folder.to_owned(), known });
+            return Err(CatalogueError::Unknown { role: name.clone(), folder: folder.to_owned(), known });
         };
         let role = RoleSpec {
             min: count.min.unwrap_or(count.pref.min(1)),
@@ -90,14 +100,24 @@ pub fn spec(folder: &Path, wanted: &SpecFile) -> Result<Spec, CatalogueError> {
             volume: file.volume,
             membership: file.membership,
             // A role that is not wanted here gates nothing.
-            after: file.after.iter().filter(|needed| wanted.roles.contains_key(*needed)).map(|needed| needed.as_str().into()).collect(),
+            after: file.after.iter().filter(|needed| counts.contains_key(*needed)).map(|needed| needed.as_str().into()).collect(),
             spread_zones: file.spread == Spread::Zone,
             memory_mib: file.resources.memory_mib,
         };
-        roles.insert(RoleName(name), role);
+        roles.insert(RoleName(name.clone()), role);
     }
     let policy = wanted.sources_per_minute.map_or_else(Policy::default, |sources_per_minute| Policy { sources_per_minute });
     Ok(Spec { roles, volume_wait_ms: wanted.volume_wait_ms, policy })
+}
+
+/// Whether a new cluster can begin with that: the catalogue knows it all, and the rules of what is wanted hold.
+///
+/// # Errors
+/// As [`spec`], and what the rules say against it.
+pub fn check(folder: &Path, wanted: &SpecFile) -> Result<(), CatalogueError> {
+    let spec = spec(folder, wanted)?;
+    vp_cluster::apply(&mut ClusterState::default(), 1, 0, &Command::SetSpec { spec })?;
+    Ok(())
 }
 
 fn read(folder: &Path) -> Result<BTreeMap<String, RoleFile>, CatalogueError> {
@@ -110,7 +130,7 @@ fn read(folder: &Path) -> Result<BTreeMap<String, RoleFile>, CatalogueError> {
             continue;
         }
         let text = std::fs::read_to_string(&path).map_err(|source| CatalogueError::Read { path: path.clone(), source })?;
-        let file: RoleFile = serde_saphyr::from_str(&text).map_err(|error| CatalogueError::Bad { path: path.clone(), reason: error.to_string() })?;
+        let file: RoleFile = serde_saphyr::from_str(&text).map_err(|error| CatalogueError::Bad { path: path.clone(), reason: one_line(&error) })?;
         roles.insert(name.to_owned(), file);
     }
     Ok(roles)
@@ -150,6 +170,31 @@ mod tests {
     fn a_role_that_is_not_wanted_gates_nothing() {
         let folder = catalogue(&[("kafka", KAFKA), ("zookeeper", ZOOKEEPER)]);
         assert_eq!(spec(folder.path(), &wanted(&["kafka"])).unwrap().roles[&RoleName("kafka".to_owned())].after, []);
+    }
+
+    #[test]
+    fn a_role_that_only_the_flat_keys_want_is_waited_for_too() {
+        let folder = catalogue(&[("kafka", KAFKA), ("zookeeper", ZOOKEEPER)]);
+        let flat = SpecFile { zookeeper_pref_nodes: Some(3), ..wanted(&["kafka"]) };
+        assert_eq!(spec(folder.path(), &flat).unwrap().roles[&RoleName("kafka".to_owned())].after, [RoleName("zookeeper".to_owned())]);
+    }
+
+    #[test]
+    fn a_role_name_that_reports_could_not_carry_is_refused() {
+        let (longest, longer) = ("a".repeat(ROLE_BYTES), "a".repeat(ROLE_BYTES + 1));
+        let folder = catalogue(&[(longest.as_str(), ZOOKEEPER), (longer.as_str(), ZOOKEEPER)]);
+        assert!(spec(folder.path(), &wanted(&[longest.as_str()])).is_ok());
+        let refused = spec(folder.path(), &wanted(&[longer.as_str()])).unwrap_err().to_string();
+        assert!(refused.contains("has 65 bytes; allowed are at most 64"), "{refused}");
+    }
+
+    #[test]
+    fn a_spec_against_the_rules_is_refused_before_any_cluster_has_it() {
+        let folder = catalogue(&[("kafka", KAFKA), ("zookeeper", ZOOKEEPER)]);
+        assert!(check(folder.path(), &wanted(&["kafka", "zookeeper"])).is_ok());
+        let even = SpecFile { zookeeper_pref_nodes: Some(4), ..wanted(&["kafka"]) };
+        let refused = check(folder.path(), &even).unwrap_err().to_string();
+        assert!(refused.contains("zookeeper: an even number of voters (4)"), "{refused}");
     }
 
     #[test]

@@ -11,7 +11,10 @@ use vp_cluster::{
     version,
 };
 
-use crate::{raft::Machine, state_hash::Reached};
+use crate::{
+    raft::Machine,
+    state_hash::{Marks, Reached},
+};
 
 /// A command as the log carries it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +32,7 @@ pub struct ClusterMachine {
     state: ClusterState,
     publish: watch::Sender<Arc<ClusterState>>,
     reached: watch::Sender<Reached>,
+    marks: Marks,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +53,7 @@ impl ClusterMachine {
     pub fn founded(first: ClusterState) -> (Self, watch::Receiver<Arc<ClusterState>>, watch::Receiver<Reached>) {
         let (publish, state) = watch::channel(Arc::new(first.clone()));
         let (reached, last) = watch::channel(Reached::default());
-        (Self { state: first, publish, reached }, state, last)
+        (Self { state: first, publish, reached, marks: Marks::default() }, state, last)
     }
 
     /// The state as of the last command applied.
@@ -63,6 +67,7 @@ impl Machine for ClusterMachine {
 
     /// The reply is JSON: an [`Answer`].
     fn apply(&mut self, index: u64, entry: &[u8]) -> Vec<u8> {
+        self.marks.pass(index.saturating_sub(1), &self.state);
         let answer = match serde_json::from_slice::<Entry>(entry) {
             Ok(entry) => requests::apply_once(&mut self.state, index, entry.unix_ms, entry.request.as_deref(), &entry.command),
             // A committed entry that this program cannot read is refused, as the newer program refuses it until the rules are raised.
@@ -78,15 +83,17 @@ impl Machine for ClusterMachine {
     }
 
     fn configured(&mut self, index: u64, conf: &ConfState) {
+        self.marks.pass(index.saturating_sub(1), &self.state);
         let ids = |lists: [&[u64]; 2]| lists.concat().into_iter().map(MemberId).collect::<BTreeSet<MemberId>>();
         let (voters, learners) = (ids([&conf.voters, &conf.voters_outgoing]), ids([&conf.learners, &conf.learners_next]));
         coordinators::configured(&mut self.state, index, &voters, &learners);
     }
 
     fn batch_done(&mut self, index: u64) {
+        self.marks.pass(index, &self.state);
         let state = Arc::new(self.state.clone());
         self.publish.send_replace(state.clone());
-        self.reached.send_replace((index, state));
+        self.reached.send_replace((index, state, self.marks.clone()));
     }
 
     fn snapshot(&self) -> Vec<u8> {
@@ -100,6 +107,8 @@ impl Machine for ClusterMachine {
         let state = serde_json::from_slice(bytes)?;
         known(&state)?;
         self.state = state;
+        // What this member made itself up to here says nothing of a state that came from elsewhere.
+        self.marks = Marks::default();
         Ok(())
     }
 }

@@ -1,10 +1,16 @@
 //! `vp-coordinator`: learns who it is, claims its identity, opens its log, serves. Every long-lived task is awaited; one that ends unasked ends the process.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::Read,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::{
     signal::unix::SignalKind,
     sync::{Notify, watch},
@@ -24,6 +30,7 @@ use vp_coordinator::{
         operators::OperatorsApi,
     },
     bootstrap::{self, Me, Place},
+    catalogue,
     certificates::Certificates,
     claims::Bucket,
     cloud_watch::CloudWatch,
@@ -36,7 +43,7 @@ use vp_coordinator::{
     peers, raft,
     region::Aws,
     registry::Registry,
-    settings::Settings,
+    settings::{self, Settings},
     state_hash,
     trust::Trust,
     turns,
@@ -53,23 +60,65 @@ const SUPERSEDED: &str = "the cluster was restored as another incarnation: this 
 /// A member of the replicated coordinator group. Everything it needs comes from instance metadata and user data.
 #[derive(Parser)]
 #[command(version, about)]
-struct Arguments {}
+struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
+}
 
-fn main() -> anyhow::Result<()> {
+/// What it does instead of serving.
+#[derive(Subcommand)]
+enum Task {
+    /// Read a spec (YAML) from standard input and say what is wrong with it, before any cluster is given it
+    CheckSpec {
+        /// The role catalogue
+        #[arg(long, value_name = "DIR")]
+        roles: PathBuf,
+        /// A lease to check, too
+        #[arg(long, value_name = "MS")]
+        lease_ms: Option<u64>,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    if let Some(Task::CheckSpec { roles, lease_ms }) = Arguments::parse().task {
+        return Ok(told(check_spec(&roles, lease_ms)));
+    }
     // Not this thread, from which the doors' are started.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(turns::short).build()?;
-    runtime.block_on(run())
+    runtime.block_on(run())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_spec(roles: &Path, lease_ms: Option<u64>) -> anyhow::Result<()> {
+    // Whole, whatever else is wrong: whoever writes it is not cut off.
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("the spec cannot be read")?;
+    if let Some(reason) = lease_ms.and_then(settings::lease_fault) {
+        bail!("{reason}");
+    }
+    Ok(catalogue::check(roles, &settings::spec(&text)?)?)
+}
+
+/// The causes in one line: `vpctl dev up` shows it as it is.
+fn told(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 async fn run() -> anyhow::Result<()> {
     #[cfg(feature = "failpoints")]
     let _points = fail::FailScenario::setup();
-    Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,raft=warn,zookeeper_client=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         bail!("a crypto provider is installed already");
     }
+    turns::stay();
     limits::raise_descriptors();
     let settings = Settings::load().await?;
     let aws = &settings.user_data.aws;
@@ -86,13 +135,7 @@ async fn run() -> anyhow::Result<()> {
     let trust = Arc::new(Trust::load(&store, &settings).await?);
     let joining = ByLeader { settings: &settings, trust: &trust };
     let place = bootstrap::find_place(&bucket(), &joining, &Me::new(&settings)).await.context("this coordinator does not serve")?;
-    let administrator = loop {
-        match Administrator::load(&store, &settings.user_data.buckets.cluster).await {
-            Ok(administrator) => break administrator,
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cluster bucket not readable yet"),
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    };
+    let administrator = Administrator::of(&settings.user_data.trust.sealing_key, &settings.user_data.cluster);
     let bucket = bucket();
     Box::pin(serve(settings, trust, place, &session, bucket, administrator)).await
 }

@@ -71,6 +71,11 @@ impl Memory {
         Self { since: now, round: now, answered: BTreeMap::new(), first: BTreeMap::new(), looked: None, asked: None, terminated: None }
     }
 
+    /// This round comes so late that the process was not running meanwhile.
+    fn stood_still(&self) -> bool {
+        self.round.elapsed() >= STOOD_STILL
+    }
+
     fn silent(&self, id: MemberId) -> Duration {
         let heard = self.answered.get(&id).or_else(|| self.first.get(&id)).unwrap_or(&self.since);
         heard.max(&self.since).elapsed()
@@ -78,7 +83,7 @@ impl Memory {
 
     /// Who has answered since the last check of the quorum.
     fn hear(&mut self, group: &Group) {
-        for (id, _) in &group.peers {
+        for id in group.peers.keys() {
             self.first.entry(MemberId(*id)).or_insert_with(Instant::now);
         }
         for (id, _) in group.peers.iter().filter(|(_, peer)| peer.recent_active) {
@@ -92,7 +97,7 @@ impl Membership {
     pub async fn run(self) {
         let mut memory = Memory::new();
         loop {
-            if self.leader.leads() && memory.round.elapsed() < STOOD_STILL {
+            if self.leader.leads() && !memory.stood_still() {
                 memory.round = Instant::now();
                 self.round(&mut memory).await;
             } else {
@@ -300,4 +305,42 @@ pub async fn hand_over(raft: &RaftHandle) -> bool {
     raft.transfer_leadership(*heir);
     let mut status = raft.watch();
     tokio::time::timeout(HAND_OVER_WITHIN, status.wait_for(|status| !status.leads())).await.is_ok_and(|waited| waited.is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::node::Peer;
+
+    /// Members, and whether each has answered.
+    fn group(peers: &[(u64, bool)]) -> Group {
+        let peers = peers.iter().map(|(id, recent_active)| (*id, Peer { recent_active: *recent_active, behind: 0 }));
+        Group { peers: peers.collect(), ..Group::default() }
+    }
+
+    fn long_ago() -> Instant {
+        Instant::now().checked_sub(STOOD_STILL).unwrap()
+    }
+
+    #[test]
+    fn nobody_is_silent_from_before_this_leader_looked_or_before_it_was_one_of_the_group() {
+        let mut memory = Memory::new();
+        assert!(memory.silent(MemberId(2)) < STOOD_STILL, "never heard: counted from now");
+        memory.answered.insert(MemberId(2), long_ago());
+        assert!(memory.silent(MemberId(2)) < STOOD_STILL, "not from before this leader looked");
+        memory.since = long_ago();
+        memory.hear(&group(&[(2, false), (3, false)]));
+        assert!(memory.silent(MemberId(2)) >= STOOD_STILL);
+        assert!(memory.silent(MemberId(3)) < STOOD_STILL, "it became a member just now");
+        memory.hear(&group(&[(2, true), (3, false)]));
+        assert!(memory.silent(MemberId(2)) < STOOD_STILL, "it has answered");
+    }
+
+    #[test]
+    fn a_round_that_comes_late_says_that_this_process_stood_still() {
+        let mut memory = Memory::new();
+        assert!(!memory.stood_still());
+        memory.round = long_ago();
+        assert!(memory.stood_still());
+    }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 use vp_proto::MAX_MESSAGE_BYTES;
 use vp_proto::v1::peers_server::PeersServer;
-use vp_proto::v1::{Envelope, IdentifyRequest, IdentifyResponse, SendSummary};
+use vp_proto::v1::{Envelope, IdentifyRequest, IdentifyResponse, SendSummary, StateMark};
 use vp_trust::Caller;
 
 mod link;
@@ -111,7 +111,7 @@ impl Network {
     }
 
     /// Starts the outgoing streams (on the current runtime; they end when the raft thread does) and gives the service, which
-    /// tells peers which instance this is, and the index and hash that `state_hash` gives.
+    /// tells peers which instance this is, and the indexes and hashes that `state_hash` gives.
     pub fn service(&self, raft: RaftHandle, instance: &str, state_hash: StateHash) -> PeersServer<PeersApi> {
         if self.0.raft.set(raft.clone()).is_ok() {
             self.0.start_waiting();
@@ -201,8 +201,28 @@ impl Outbox for Outgoing {
     }
 }
 
-/// The index applied last and the hash of the state it gave.
-pub type StateHash = Arc<dyn Fn() -> (u64, u64) + Send + Sync>;
+/// Indexes, each with the hash of the state there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hashed {
+    /// Of what was applied last.
+    pub last: (u64, u64),
+    /// Of the newest marks, oldest first.
+    pub marks: Vec<(u64, u64)>,
+}
+
+/// What this member's state hashes to. Asking costs the hashing of whole states, each once: not on a thread that others wait for.
+pub trait Hashes: Send + Sync {
+    fn now(&self) -> Hashed;
+}
+
+/// One that keeps no marks.
+impl<F: Fn() -> (u64, u64) + Send + Sync> Hashes for F {
+    fn now(&self) -> Hashed {
+        Hashed { last: self(), marks: Vec::new() }
+    }
+}
+
+pub type StateHash = Arc<dyn Hashes>;
 
 /// The Peers service.
 pub struct PeersApi {
@@ -294,7 +314,9 @@ impl vp_proto::v1::peers_server::Peers for PeersApi {
             return Err(Status::permission_denied(format!("this is cluster {:?}", self.network.cluster)));
         }
         let status = self.raft.status();
-        let (applied, state_hash) = (self.state_hash)();
+        let state_hash = self.state_hash.clone();
+        let hashed = tokio::task::spawn_blocking(move || state_hash.now()).await;
+        let Hashed { last: (applied, state_hash), marks } = hashed.map_err(|error| Status::internal(format!("the state is not hashed: {error}")))?;
         Ok(Response::new(IdentifyResponse {
             cluster,
             id: self.network.id,
@@ -306,6 +328,7 @@ impl vp_proto::v1::peers_server::Peers for PeersApi {
             supports: vp_cluster::version::NEWEST,
             refused_envelopes: self.network.refused.total(),
             differs_at: self.network.differs_at.load(Ordering::Relaxed),
+            marks: marks.into_iter().map(|(index, hash)| StateMark { index, hash }).collect(),
         }))
     }
 }

@@ -264,7 +264,16 @@ fn phase(phase: v1::Phase) -> Phase {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
     use super::*;
+
+    /// One whose clock the test sets, ms.
+    fn clocked(now_ms: u64) -> (Arc<AtomicU64>, Registry) {
+        let now = Arc::new(AtomicU64::new(now_ms));
+        let clock = now.clone();
+        (now, Registry::on(Box::new(move || clock.load(Relaxed))))
+    }
 
     fn node() -> NodeId {
         "i-1".into()
@@ -314,16 +323,31 @@ mod tests {
 
     #[test]
     fn a_session_that_was_acknowledged_since_its_silence_was_looked_at_is_not_condemned() {
-        let now = Arc::new(std::sync::atomic::AtomicU64::new(5));
-        let clock = now.clone();
-        let registry = Registry::on(Box::new(move || clock.load(std::sync::atomic::Ordering::Relaxed)));
+        let (now, registry) = clocked(5);
         let seat = registry.open(&node(), Session(1)).unwrap();
         assert!(registry.acknowledge(&node(), seat.stream));
         let looked = acknowledged(&registry);
-        now.store(6, std::sync::atomic::Ordering::Relaxed);
+        now.store(6, Relaxed);
         assert!(registry.acknowledge(&node(), seat.stream));
         assert!(!registry.condemn(&node(), looked));
         assert!(registry.acknowledge(&node(), seat.stream), "it goes on");
+    }
+
+    #[test]
+    fn silence_counts_from_after_the_last_long_gap_between_rounds_and_pulses() {
+        let (now, registry) = clocked(1_000);
+        let trusted_since = |at_ms| {
+            now.store(at_ms, Relaxed);
+            let mut obs = Observations { lease_ms: 4000, ..Observations::default() };
+            registry.observe(&ClusterState::default(), &mut obs);
+            obs.trusted_since_ms
+        };
+        registry.look(4000);
+        assert_eq!(trusted_since(1_900), 0);
+        assert_eq!(trusted_since(9_000), 9_000, "it stood still");
+        now.store(9_900, Relaxed);
+        registry.look(4000);
+        assert_eq!(trusted_since(10_800), 9_000, "a pulse between two rounds is a look too");
     }
 
     #[test]

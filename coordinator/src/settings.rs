@@ -18,6 +18,8 @@ pub enum SettingsError {
     Metadata { url: String, source: reqwest::Error },
     #[error("user data: {0}")]
     UserData(String),
+    #[error("{0}")]
+    Spec(String),
 }
 
 /// The user data, as written by `vpctl dev up` or CloudFormation (docs/contracts.md §2).
@@ -161,8 +163,8 @@ impl Settings {
 pub fn parse(text: &str) -> Result<UserData, SettingsError> {
     let user_data: UserData = serde_saphyr::from_str(text).map_err(|error| SettingsError::UserData(error.to_string()))?;
     let refuse = |reason: String| Err(SettingsError::UserData(reason));
-    if user_data.lease_ms < SHORTEST_LEASE_MS || user_data.lease_ms > LONGEST_LEASE_MS {
-        return refuse(format!("lease_ms is {}; allowed are {SHORTEST_LEASE_MS} to {LONGEST_LEASE_MS}", user_data.lease_ms));
+    if let Some(reason) = lease_fault(user_data.lease_ms) {
+        return refuse(reason);
     }
     if !LIFETIMES_S.contains(&user_data.trust.certificate_lifetime_s) {
         let (least, most) = LIFETIMES_S.into_inner();
@@ -178,6 +180,29 @@ pub fn parse(text: &str) -> Result<UserData, SettingsError> {
         return refuse(format!("{} coordinators: use 1, 3 or 5, an even number tolerates no more than one fewer", ids.len()));
     }
     Ok(user_data)
+}
+
+/// Why that lease, in milliseconds, cannot be kept; `None` when it can.
+pub fn lease_fault(lease_ms: u64) -> Option<String> {
+    let kept = (SHORTEST_LEASE_MS..=LONGEST_LEASE_MS).contains(&lease_ms);
+    (!kept).then(|| format!("lease_ms is {lease_ms}; allowed are {SHORTEST_LEASE_MS} to {LONGEST_LEASE_MS}"))
+}
+
+/// Parses a spec by itself, as people write it into a file.
+///
+/// # Errors
+/// [`SettingsError::Spec`]: one line that begins with where it is wrong.
+pub fn spec(text: &str) -> Result<SpecFile, SettingsError> {
+    serde_saphyr::from_str(text).map_err(|error| SettingsError::Spec(one_line(&error)))
+}
+
+/// What is wrong with a YAML text, place first, without the picture of the lines around it.
+pub(crate) fn one_line(error: &serde_saphyr::Error) -> String {
+    let told = error.without_snippet().to_string().replace('\n', " ");
+    let Some(at) = error.location() else { return told };
+    let place = format!("line {}, column {}", at.line(), at.column());
+    let reason = told.strip_suffix(&format!(" at {place}")).unwrap_or(&told);
+    format!("{place}: {reason}")
 }
 
 fn variable(name: &'static str) -> Result<String, SettingsError> {
@@ -262,6 +287,20 @@ spec:
         ] {
             let refused = parse(&GOOD.replacen(from, to, 1)).map(|_| ()).unwrap_err().to_string();
             assert!(refused.contains(said), "{to}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_spec_by_itself_is_refused_in_one_line_that_begins_with_the_place() {
+        assert_eq!(spec("roles:\n  kafka: {pref: 3}\n").unwrap().roles["kafka"].pref, 3);
+        for (text, place, said) in [
+            ("roles:\n  kafka: {perf: 3}\n", "line 2, column 11: ", "expected one of min, pref, max"),
+            ("roles: {}\nvolume_wait: 1\n", "line 2, column 1: ", "volume_wait_ms"),
+            ("roles:\n  kafka: {pref: many}\n", "line 2, column 17: ", "invalid"),
+            ("roles:\n  kafka: {pref: 3\nvolume_wait_ms: 1\n", "line ", ""),
+        ] {
+            let refused = spec(text).map(|_| ()).unwrap_err().to_string();
+            assert!(refused.starts_with(place) && refused.contains(said) && refused.lines().count() == 1, "{text}: {refused}");
         }
     }
 

@@ -1,6 +1,18 @@
-//! How long this process's threads keep a processor once they have it.
+//! What this process asks of the kernel for itself: short turns on the processor, and its pages in memory.
 
 use nix::libc;
+
+/// Keeps this process's pages in memory, and asks to be spared when memory runs out: a coordinator outranks whatever else runs on its machine (design §4).
+/// Both are wishes: without the right they change nothing.
+pub fn stay() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+    // A finite limit would turn a later allocation into a failure. What is touched, not all that is mapped: the whole program would count as resident.
+    if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_ok() {
+        // SAFETY: no memory is handed over; the call only changes how our pages are kept.
+        let _ = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    }
+}
 
 /// Several times what a message costs here.
 const SLICE_NS: u64 = 500_000;

@@ -4,10 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use tokio::time::timeout;
 use tracing::{info, warn};
-use vp_cloud::s3::{ObjectStore, StoreError};
 use vp_cluster::{
     ClusterState, RoleName,
     ensemble::{self, Reconfig},
@@ -15,6 +13,7 @@ use vp_cluster::{
     observe::EnsembleSeen,
     state::Membership,
 };
+use vp_trust::SealingKey;
 use zookeeper_client::{Acls, Client, CreateMode, EnsembleUpdate};
 
 use crate::{kafka_records, leader::Leader};
@@ -22,32 +21,19 @@ use crate::{kafka_records, leader::Leader};
 const ROUND: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(3);
 const SESSION: Duration = Duration::from_secs(6);
-const PASSWORD_KEY: &str = "secrets/zookeeper";
 /// Where the coordinators write to see that a member list is active and not only committed. Its content is the version written under.
 const WRITTEN: &str = "/vp";
 
-/// ZooKeeper's administrator: the password stays with the coordinators, members only know its digest.
+/// ZooKeeper's administrator: the password is the coordinators' alone, made from the key that only they are given; members only know its digest.
 #[derive(Clone)]
 pub struct Administrator {
     password: String,
 }
 
 impl Administrator {
-    /// The cluster's password, made by whoever comes first.
-    ///
-    /// # Errors
-    /// When the cluster bucket cannot be read or written.
-    pub async fn load(store: &ObjectStore, bucket: &str) -> Result<Self, StoreError> {
-        let mut random = [0u8; 24];
-        ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random).ok();
-        let fresh = STANDARD.encode(random);
-        match store.put_if_absent(bucket, PASSWORD_KEY, Bytes::from(fresh), "text/plain").await {
-            Ok(_) => {}
-            Err(error) if error.is_precondition_failed() => {}
-            Err(error) => return Err(error),
-        }
-        let (kept, _) = store.get(bucket, PASSWORD_KEY).await?;
-        Ok(Self { password: String::from_utf8_lossy(&kept).into_owned() })
+    /// The administrator of this cluster.
+    pub fn of(key: &SealingKey, cluster: &str) -> Self {
+        Self { password: key.derive(&format!("zookeeper administrator of {cluster}")) }
     }
 
     /// `super:BASE64(SHA-1(super:PASSWORD))`, as ZooKeeper's DigestAuthenticationProvider wants it.

@@ -11,13 +11,14 @@ use std::{
 
 use raft::eraftpb::Message;
 use tokio::sync::Notify;
-use vp_cluster::{Command, Zone, coordinators::CoordinatorSlot};
+use vp_cluster::{ClusterState, Command, Zone, coordinators::CoordinatorSlot, version::NEWEST};
 use vp_coordinator::{
-    bootstrap::{BootstrapError, Me, Place, find_place, superseded},
+    bootstrap::{BootstrapError, Me, Place, differs, find_place, superseded},
     claims::{self, Claim, ClaimError, Claims, RECORD, Record, Restored, claim_key},
     joining::{Join, Joined},
-    machine::{ClusterMachine, Entry},
-    raft::Outbox,
+    machine::{BadState, ClusterMachine, Entry},
+    raft::{Machine, NodeError, Outbox},
+    storage::StorageError,
 };
 
 type Objects = Arc<Mutex<BTreeMap<String, (Vec<u8>, u64)>>>;
@@ -286,6 +287,49 @@ async fn a_disk_of_another_cluster_is_refused_and_one_of_before_a_restore_is_set
 }
 
 #[tokio::test]
+async fn a_disk_that_is_lost_after_its_place_was_found_is_not_made_anew() {
+    let (root, objects) = (tempfile::tempdir().unwrap(), Objects::default());
+    let mine = me(root.path(), 1, "i-1");
+    let place = finds_place(&objects, &Ids::none(), &mine, 1, Vec::new()).await;
+    std::fs::remove_dir_all(&mine.folder).unwrap();
+    let refused = place.open(&mine.folder, ClusterMachine::new().0).err();
+    assert!(matches!(refused, Some(NodeError::Storage(StorageError::Emptied { .. }))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_member_whose_state_was_not_the_majoritys_takes_no_part_however_often_it_starts() {
+    let (root, objects) = (tempfile::tempdir().unwrap(), Objects::default());
+    let mine = me(root.path(), 1, "i-1");
+    finds_place(&objects, &Ids::none(), &mine, 1, Vec::new()).await;
+    differs(&mine.folder, 7).unwrap();
+    for _ in 0..2 {
+        let refused = find_place(&View::new(&objects, 1, BTreeMap::new()), &Ids::none(), &mine).await;
+        assert!(matches!(refused, Err(BootstrapError::Differs { coordinator: 1, .. })), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_of_newer_rules_has_no_place_for_this_program() {
+    let (root, objects) = (tempfile::tempdir().unwrap(), Objects::default());
+    let mine = me(root.path(), 1, "i-1");
+    finds_place(&objects, &Ids::none(), &mine, 1, Vec::new()).await;
+    let view = View::new(&objects, 1, BTreeMap::new());
+    let (record, etag) = claims::read::<Record>(&view, RECORD).await.unwrap().unwrap();
+    claims::write(&view, RECORD, &Record { apply_version: NEWEST + 1, ..record }, Some(&etag)).await.unwrap();
+    let refused = find_place(&view, &Ids::none(), &mine).await;
+    assert!(matches!(refused, Err(BootstrapError::Newer { found, known: NEWEST }) if found == NEWEST + 1), "{refused:?}");
+}
+
+#[test]
+fn a_state_of_newer_rules_is_not_taken() {
+    let newer = ClusterState { apply_version: NEWEST + 1, ..ClusterState::default() };
+    let mut machine = ClusterMachine::new().0;
+    let refused = machine.restore(&serde_json::to_vec(&newer).unwrap());
+    assert!(matches!(refused, Err(BadState::Newer { found, known: NEWEST }) if found == NEWEST + 1), "{refused:?}");
+    assert_eq!(*machine.state(), ClusterState::default(), "and changes nothing");
+}
+
+#[tokio::test]
 async fn a_record_that_is_gone_is_put_back_by_who_leads_and_founds_no_second_cluster() {
     let root = tempfile::tempdir().unwrap();
     let objects = Objects::default();
@@ -298,16 +342,25 @@ async fn a_record_that_is_gone_is_put_back_by_who_leads_and_founds_no_second_clu
         assert!(waits.is_err(), "{waits:?}");
         assert!(!objects.lock().unwrap().contains_key(RECORD));
     }
+    // The bucket is lost whole: the disk alone tells.
+    let kept = std::mem::take(&mut *objects.lock().unwrap());
+    let waits = tokio::time::timeout(Duration::from_millis(200), find_place(&view, &Ids::none(), &me(root.path(), 1, "i-1"))).await;
+    assert!(waits.is_err(), "{waits:?}");
+    assert_eq!(objects.lock().unwrap().len(), 0, "and nothing is written");
+    *objects.lock().unwrap() = kept;
     // Somebody wrote another all the same.
     let other = Record { incarnation: "another".to_owned(), ..first.record.clone() };
     claims::write(&view, RECORD, &other, None).await.unwrap();
     let keeper = tokio::spawn(superseded(View::new(&objects, 2, BTreeMap::new()), first.record.clone(), || true));
-    let back = async {
+    let back = async || {
         while claims::read::<Record>(&view, RECORD).await.unwrap().is_none_or(|(record, _)| record != first.record) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), back).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), back()).await.unwrap();
+    // And it is gone again, with nothing in its place.
+    objects.lock().unwrap().remove(RECORD);
+    tokio::time::timeout(Duration::from_secs(20), back()).await.unwrap();
     // A restore ends it.
     let (_, etag) = claims::read::<Record>(&view, RECORD).await.unwrap().unwrap();
     let restored = Restored { key: "k".to_owned(), sha256: "s".to_owned(), unix_ms: 1, times: 1 };

@@ -1,4 +1,4 @@
-//! Rounds of reads, on three members that the test turns by hand: what is sent when.
+//! Members that the test turns by hand: what is sent when in rounds of reads, what a proposer is told when the lead is lost, and who does not stand.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 mod ledger;
 
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use ledger::{Ledger, config, identity};
-use raft::eraftpb::Message;
-use vp_coordinator::raft::{Outbox, RaftHandle, Task, open};
+use raft::eraftpb::{Message, MessageType};
+use vp_coordinator::raft::{Outbox, ProposeError, RaftHandle, Role, Task, open};
 use vp_coordinator::storage::{DiskStore, StoreOptions};
 
 #[derive(Clone, Default)]
@@ -28,8 +28,8 @@ struct Member {
 }
 
 impl Member {
-    fn new(id: u64, folder: &std::path::Path) -> Self {
-        let config = config(id, &[1, 2, 3]);
+    fn new(id: u64, voters: &[u64], folder: &std::path::Path) -> Self {
+        let config = config(id, voters);
         let node = open(&folder.join(id.to_string()), &identity(id), StoreOptions::default(), config, Ledger::default()).unwrap();
         let sent = Sent::default();
         let (handle, task) = Task::new(node, sent.clone());
@@ -56,10 +56,9 @@ fn deliver(members: &mut [Member], from: usize, to: usize) -> usize {
     messages.len()
 }
 
-#[tokio::test]
-async fn a_read_that_came_during_a_round_is_sent_on_its_own_as_soon_as_the_round_ends() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut members: Vec<_> = (1..=3).map(|id| Member::new(id, folder.path())).collect();
+/// Three members of whom the first leads.
+fn three(folder: &std::path::Path) -> Vec<Member> {
+    let mut members: Vec<_> = (1..=3).map(|id| Member::new(id, &[1, 2, 3], folder)).collect();
     // The first alone feels time pass, so it is the one that stands; what the third is told is lost.
     while !members[0].handle.status().leads() {
         members[0].turn(true);
@@ -67,7 +66,13 @@ async fn a_read_that_came_during_a_round_is_sent_on_its_own_as_soon_as_the_round
         deliver(&mut members, 1, 0);
     }
     while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    members
+}
 
+#[tokio::test]
+async fn a_read_that_came_during_a_round_is_sent_on_its_own_as_soon_as_the_round_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = three(folder.path());
     let leader = members[0].handle.clone();
     let (mut first, mut second) = (pin!(leader.read_index()), pin!(leader.read_index()));
     assert!((&mut first).now_or_never().is_none());
@@ -82,4 +87,35 @@ async fn a_read_that_came_during_a_round_is_sent_on_its_own_as_soon_as_the_round
     assert!(deliver(&mut members, 0, 1) > 0, "the second round waits for something else to happen");
     assert!(deliver(&mut members, 1, 0) > 0);
     assert!((&mut second).now_or_never().unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_proposal_under_way_when_the_lead_is_lost_has_an_unknown_outcome() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = three(folder.path());
+    let leader = members[0].handle.clone();
+    let mut proposed = pin!(leader.propose(ledger::command(7, 8)));
+    assert!((&mut proposed).now_or_never().is_none());
+    members[0].turn(false);
+    assert!((&mut proposed).now_or_never().is_none(), "nobody else has it yet");
+    // Another leads meanwhile: whether the entry lives on there, nobody knows here.
+    let term = leader.status().term + 1;
+    leader.step(Message { msg_type: MessageType::MsgHeartbeat as i32, from: 2, to: 1, term, ..Default::default() });
+    members[0].turn(false);
+    let told = proposed.now_or_never();
+    assert!(matches!(told, Some(Err(ProposeError::UnknownOutcome))), "{told:?}");
+}
+
+#[tokio::test]
+async fn an_instance_without_a_vote_elects_nobody_not_even_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut member = Member::new(4, &[], folder.path());
+    member.handle.stand();
+    // More ticks than any member waits for a leader.
+    for _ in 0..30 {
+        member.turn(true);
+    }
+    let status = member.handle.status();
+    assert_eq!((status.role, status.term), (Role::Follower, 0));
+    assert!(member.sent.0.lock().unwrap().is_empty());
 }

@@ -1,24 +1,26 @@
-//! The leader's hands on volumes, in a region that notes what the leader has in sight at the moment it is asked.
+//! A leader of one: its hands on volumes, in a region that notes what the leader has in sight at the moment it is asked; its word on what was not done.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 mod ledger;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use ledger::{Nobody, config, identity, until};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinHandle};
+use tonic::Code;
 use vp_cloud::ec2::{Instance, Volume, VolumeState};
 use vp_cloud::error::CloudError;
 use vp_cloud::s3::StoreError;
 use vp_cluster::observe::VolumeSeen;
 use vp_cluster::state::{self, Fencing, Lifecycle, Membership, Node, RoleSpec, Slot};
-use vp_cluster::{ClusterState, MemberId, NodeId, Session, SlotId, VolumeId, Zone};
+use vp_cluster::{ClusterState, MemberId, NodeId, Rejection, Session, SlotId, VolumeId, Zone};
+use vp_coordinator::api;
 use vp_coordinator::certificates::Certificates;
 use vp_coordinator::cloud_watch::{CloudWatch, Memory};
-use vp_coordinator::leader::{Leader, unix_ms};
+use vp_coordinator::leader::{CommandError, Leader, unix_ms};
 use vp_coordinator::machine::ClusterMachine;
-use vp_coordinator::raft::{self, Status, open};
+use vp_coordinator::raft::{self, NodeError, ProposeError, Status, open};
 use vp_coordinator::region::Region;
 use vp_coordinator::registry::Registry;
 use vp_coordinator::settings::{self, Settings};
@@ -62,7 +64,7 @@ impl Region for OneVolume {
         Ok(())
     }
 
-    async fn publish_brokers(&self, _: String) -> Result<(), StoreError> {
+    async fn publish_brokers(&self, _: u64, _: String) -> Result<(), StoreError> {
         Ok(())
     }
 }
@@ -122,33 +124,63 @@ fn given_back() -> ClusterState {
     state
 }
 
-/// While it is asked whose the volume is and EC2 carries the detach out, a grant to the same node may be decided; in sight, the volume would open that grant's
-/// start gate, and the process would lose its disk (simulation, seed 3482 on 073e68d).
-#[tokio::test]
-async fn a_volume_is_out_of_the_start_gates_sight_before_it_is_taken_away() {
-    let folder = tempfile::tempdir().unwrap();
-    let (machine, state, _) = ClusterMachine::founded(given_back());
-    let node = open(folder.path(), &identity(1), StoreOptions::default(), config(1, &[1]), machine).unwrap();
-    let (handle, task) = raft::start(node, Nobody);
-    let task = tokio::spawn(task);
+/// Leads alone, and begins with `state`; and how its log ends.
+async fn leads(folder: &Path, state: ClusterState) -> (Arc<Leader>, JoinHandle<Result<(), NodeError>>) {
+    let (machine, state, _) = ClusterMachine::founded(state);
+    let node = open(folder, &identity(1), StoreOptions::default(), config(1, &[1]), machine).unwrap();
+    let (handle, ended) = raft::start(node, Nobody);
+    let ended = tokio::spawn(ended);
     until("lead", &handle, Status::leads).await;
-    let leader = Arc::new(Leader {
+    let leader = Leader {
         settings: settings(),
         cluster_id: "test#1".to_owned(),
         member: MemberId(1),
         certificates: Certificates::default(),
-        raft: handle.clone(),
+        raft: handle,
         state,
         registry: Registry::default(),
         world: World::default(),
         unix_ms: Box::new(unix_ms),
         wake: Notify::new(),
-    });
+    };
+    (Arc::new(leader), ended)
+}
+
+async fn stop(leader: &Leader, ended: JoinHandle<Result<(), NodeError>>) {
+    leader.raft.stop();
+    ended.await.unwrap().unwrap();
+}
+
+/// While it is asked whose the volume is and EC2 carries the detach out, a grant to the same node may be decided; in sight, the volume would open that grant's
+/// start gate, and the process would lose its disk (simulation, seed 3482 on 073e68d).
+#[tokio::test]
+async fn a_volume_is_out_of_the_start_gates_sight_before_it_is_taken_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leader, ended) = leads(folder.path(), given_back()).await;
     let _seat = leader.registry.open(&NodeId::from("i-1"), Session(1)).unwrap();
     let region = Arc::new(OneVolume::default());
     assert!(region.leader.set(leader.clone()).is_ok());
     CloudWatch { leader: leader.clone(), region: region.clone() }.turn(Memory::default()).await;
     assert_eq!(*region.detached.lock().unwrap(), [None], "asked once, and out of sight by then");
-    handle.stop();
-    task.await.unwrap().unwrap();
+    stop(&leader, ended).await;
+}
+
+#[tokio::test]
+async fn what_may_still_take_effect_is_told_as_unknown_and_nothing_else_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leader, ended) = leads(folder.path(), ClusterState::default()).await;
+    let unreadable = serde_json::from_str::<u64>("no number").unwrap_err();
+    for (error, code) in [
+        (CommandError::Log(ProposeError::UnknownOutcome), Code::Unknown),
+        (CommandError::Reply(unreadable), Code::Unknown),
+        (CommandError::Log(ProposeError::Dropped), Code::Unavailable),
+        (CommandError::Log(ProposeError::Shutdown), Code::Unavailable),
+        (CommandError::Log(ProposeError::NotLeader { hint: None }), Code::FailedPrecondition),
+        (CommandError::Log(ProposeError::TooLarge { bytes: 2, limit: 1 }), Code::InvalidArgument),
+        (CommandError::Rejected(Rejection::NoSuchNode("i-9".into())), Code::FailedPrecondition),
+    ] {
+        let what = error.to_string();
+        assert_eq!(api::not_done(&leader, error).code(), code, "{what}");
+    }
+    stop(&leader, ended).await;
 }

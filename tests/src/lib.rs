@@ -11,6 +11,7 @@
 
 pub mod cell;
 pub mod counted;
+pub mod example;
 pub mod jobs;
 pub mod processes;
 pub mod region;

@@ -1,4 +1,5 @@
 //! A local region for one test program: brought up through `vpctl`, taken down by an undertaker that outlives even a killed test.
+//! A test that went well ends only when nothing of its region is left: no process, mount, control group or file.
 
 use std::{
     env, fs,
@@ -13,6 +14,8 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 use vp_cloud::{Endpoints, Session, autoscaling::Groups, ec2::Compute, s3::ObjectStore};
+
+use crate::processes;
 
 /// Networks of regions that tests make; people's begin at 20.
 const FIRST_NETWORK: u8 = 60;
@@ -35,7 +38,7 @@ impl Answer {
     }
 }
 
-/// A real region; dropping it takes it away.
+/// A real region; dropping it takes it away, and fails the test when something of it stays.
 pub struct Region {
     name: String,
     network: u8,
@@ -94,6 +97,8 @@ impl Region {
         let number = network.to_string();
         let up = region.ctl(&[&["dev", "up", "--network", &number], options].concat())?;
         if up.code != 0 {
+            // Said here, too: taking away what there is may fail as well, and end the test before this error is shown.
+            println!("vpctl dev up: {}", up.stderr.trim());
             bail!("the region did not come up ({}):\n{}{}", up.code, up.stdout, up.stderr);
         }
         println!("region {} is up on 127.{network}.0.0/16 after {:.1} s", region.name, begun.elapsed().as_secs_f32());
@@ -239,14 +244,51 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let failing = std::thread::panicking();
+        if failing {
             self.save_logs();
         }
-        if let Some((mut undertaker, stdin)) = self.undertaker.take() {
-            drop(stdin);
-            let _ = undertaker.wait();
+        let Some((mut undertaker, stdin)) = self.undertaker.take() else { return };
+        drop(stdin);
+        let ended = undertaker.wait();
+        // A second panic would end the whole program and hide the first.
+        if failing {
+            return;
         }
+        if !ended.as_ref().is_ok_and(|status| status.success()) {
+            self.save_logs();
+            panic!("vpctl dev down did not end well: {ended:?}; what is left of region {} is in {}", self.name, self.folder.display());
+        }
+        let left = left_of(&self.name, &self.folder);
+        assert!(left.is_empty(), "region {} is down, and this is left of it:\n{}", self.name, left.join("\n"));
     }
+}
+
+/// What still is of a region: its folder, mounts in it, its control groups, and processes that name it in their command line or environment.
+fn left_of(name: &str, folder: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    if folder.exists() {
+        left.push(format!("folder {}", folder.display()));
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    left.extend(mounts.lines().filter(|line| line.contains(&*folder.to_string_lossy())).map(|line| format!("mount {line}")));
+    let groups = ["cpu", "memory", "pids", "."].map(|hierarchy| Path::new("/sys/fs/cgroup").join(hierarchy).join(format!("vp-{name}")));
+    left.extend(groups.iter().filter(|group| group.exists()).map(|group| format!("control group {}", group.display())));
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    left.extend(processes::all().filter(|pid| *pid != own).filter_map(|pid| named_by(pid, folder)));
+    left
+}
+
+/// The process with its command line, when that or its environment holds the folder's path.
+fn named_by(pid: i32, folder: &Path) -> Option<String> {
+    let path = folder.as_os_str().as_encoded_bytes();
+    let holds = |file: &str| fs::read(format!("/proc/{pid}/{file}")).is_ok_and(|bytes| bytes.windows(path.len()).any(|window| window == path));
+    if !holds("cmdline") && !holds("environ") {
+        return None;
+    }
+    let command = String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ");
+    // One that has ended meanwhile is not left.
+    processes::stat(pid).map(|_| format!("process {pid}: {command}"))
 }
 
 /// A shell that waits for the end of its input, which is ours: it takes the region away when we ask, and also when we were killed.
@@ -284,5 +326,28 @@ fn copy_logs(from: &Path, to: &Path) {
             let _ = fs::create_dir_all(to);
             let _ = fs::copy(&path, to.join(&name));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_region_leaves_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_path_buf();
+        let mut child = Command::new("sleep").arg("600").env("VP_TESTS_LEFT", path.join("state")).spawn().unwrap();
+        let pid = child.id();
+        let begun = crate::wait_until("sleep is what the child runs", Duration::from_secs(10), || {
+            Ok(fs::read(format!("/proc/{pid}/cmdline"))?.starts_with(b"sleep").then_some(()))
+        });
+        let with_it = left_of("nobody-0", &path);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        begun.unwrap();
+        assert_eq!(with_it, [format!("folder {}", path.display()), format!("process {pid}: sleep 600 ")]);
+        folder.close().unwrap();
+        assert_eq!(left_of("nobody-0", &path), Vec::<String>::new());
     }
 }

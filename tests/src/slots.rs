@@ -14,6 +14,9 @@ use serde::Deserialize;
 
 use crate::{Region, wait_until};
 
+/// How the gate of a slot begins whose volume lies in a zone without a node with room.
+const ITS_ZONE: &str = "its volume is in";
+
 /// A slot as `vpctl roles` tells it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Slot {
@@ -146,11 +149,46 @@ impl Region {
         Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
     }
 
-    /// Slots that only wait for a node in their volume's zone.
-    fn waiting_for_zone(&self) -> anyhow::Result<BTreeSet<String>> {
+    /// What an instance holds.
+    ///
+    /// # Errors
+    /// No coordinator answers.
+    pub fn held_by(&self, instance: &str) -> anyhow::Result<Vec<Slot>> {
+        Ok(self.slots()?.into_iter().filter(|slot| slot.instance.as_deref() == Some(instance)).collect())
+    }
+
+    /// Where the log is now: events after it are new.
+    ///
+    /// # Errors
+    /// No coordinator answers.
+    pub fn revision(&self) -> anyhow::Result<u64> {
+        self.status()?["revision"].as_u64().context("the status has a revision")
+    }
+
+    /// Under which proof the slot was taken from its last holder, as `vpctl explain` tells it.
+    ///
+    /// # Errors
+    /// No coordinator answers, or it knows of none.
+    pub fn proof(&self, slot: &str) -> anyhow::Result<String> {
+        let explained = self.json(&["explain", slot])?;
+        explained["slot"]["last_proof"].as_str().map(str::to_owned).with_context(|| format!("no proof for {slot}: {explained}"))
+    }
+
+    /// What events of one kind say of a subject after a revision.
+    ///
+    /// # Errors
+    /// No coordinator answers.
+    pub fn told(&self, after: u64, kind: &str, subject: &str) -> anyhow::Result<Vec<String>> {
+        let events = self.events(after)?;
+        let of_it = events.iter().filter(|event| event["kind"] == kind && event["subject"] == subject);
+        Ok(of_it.filter_map(|event| event["detail"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// Slots that wait for one of these, each the beginning of what the plan says.
+    fn waiting_for(&self, closed: &[&str]) -> anyhow::Result<BTreeSet<String>> {
         let plan = self.json(&["plan"])?;
         let gates = plan["gates"].as_array().context("gates are a list")?;
-        let closed = gates.iter().filter(|gate| gate["closed_by"].as_str().is_some_and(|by| by.starts_with("its volume is in")));
+        let closed = gates.iter().filter(|gate| gate["closed_by"].as_str().is_some_and(|by| closed.iter().any(|one| by.starts_with(one))));
         Ok(closed.filter_map(|gate| gate["subject"].as_str().map(str::to_owned)).collect())
     }
 
@@ -159,13 +197,25 @@ impl Region {
     /// # Errors
     /// Not within `deadline`: with the slots that are not well.
     pub fn wait_healed(&self, dead: &str, since: Instant, deadline: Duration) -> anyhow::Result<Healing> {
+        self.wait_healed_behind(&[ITS_ZONE], dead, since, deadline)
+    }
+
+    /// As [`Region::wait_healed`], where disks are lost too: gates that wait for what an empty disk needs are closed, and no slot behind one counts as late.
+    ///
+    /// # Errors
+    /// As [`Region::wait_healed`].
+    pub fn wait_healed_without_disks(&self, dead: &str, since: Instant, deadline: Duration) -> anyhow::Result<Healing> {
+        self.wait_healed_behind(&[ITS_ZONE, "its disk is lost and", "no ready node has room"], dead, since, deadline)
+    }
+
+    fn wait_healed_behind(&self, closed: &[&str], dead: &str, since: Instant, deadline: Duration) -> anyhow::Result<Healing> {
         let mut placed = None;
         let healthy = wait_until(&format!("every slot is healthy without {dead}"), deadline, || {
             let slots = self.slots()?;
             let homeless: Vec<&str> =
                 slots.iter().filter(|slot| slot.instance.as_deref().is_none_or(|holder| holder == dead)).map(|s| s.name.as_str()).collect();
-            // A slot whose volume lies in a zone without a node with room waits for the group's replacement: its gate is closed.
-            if placed.is_none() && (homeless.is_empty() || self.waiting_for_zone()?.is_superset(&homeless.iter().map(|slot| (*slot).to_owned()).collect())) {
+            // A slot behind a closed gate waits for something else, as one whose volume lies in a zone without a node with room: for the group's replacement.
+            if placed.is_none() && (homeless.is_empty() || self.waiting_for(closed)?.is_superset(&homeless.iter().map(|slot| (*slot).to_owned()).collect())) {
                 placed = Some(since.elapsed());
             }
             let unwell: Vec<String> =

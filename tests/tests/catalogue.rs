@@ -13,7 +13,10 @@ use vp_agent::{
     render::{Context, Member, Rendered, Renderer, SlotContext},
     settings::{Aws, Buckets, Node},
 };
+use vp_cluster::{RoleName, state::Fencing};
+use vp_coordinator::settings::SpecFile;
 use vp_localcloud::keeper::instance_types;
+use vp_tests::example::{self, ROLE};
 
 fn clone() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the clone").to_owned()
@@ -119,33 +122,37 @@ fn every_instance_type_of_a_local_region_is_as_large_for_the_agent_as_for_the_re
     }
 }
 
-/// The fenced blocks of the walk-through, in order: role.yaml, then its template.
-fn example() -> (String, String) {
-    let page = fs::read_to_string(clone().join("docs/adding-a-role.md")).expect("the page is there");
-    let block = |language: &str| {
-        let (_, rest) = page.split_once(&format!("```{language}\n")).expect("a block opens");
-        rest.split_once("```").expect("the block ends").0.to_owned()
-    };
-    (block("yaml"), block("jinja"))
+/// A folder of links to the shipped roles, with the walk-through's own beside them.
+fn with_the_new_role(folder: &Path) -> PathBuf {
+    let roles = folder.join("roles");
+    example::roles(&roles, &clone().join("roles")).unwrap_or_else(|error| panic!("{error:#}"));
+    roles
 }
 
 #[test]
 fn the_role_of_the_walk_through_is_added_by_adding_its_folder() {
     let folder = tempfile::tempdir().expect("a folder");
-    for role in shipped().keys() {
-        copy(&clone().join("roles").join(role), &folder.path().join(role));
-    }
-    let (role, template) = example();
-    let new = folder.path().join("status-page");
-    fs::create_dir(&new).expect("made");
-    fs::write(new.join("role.yaml"), role).expect("written");
-    fs::write(new.join("index.html.j2"), template).expect("written");
-
-    let catalogue = catalogue::load(folder.path()).unwrap_or_else(|error| panic!("{error}"));
-    let rendered = rendered(&catalogue, "status-page", 2048);
+    let catalogue = catalogue::load(&with_the_new_role(folder.path())).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(catalogue.len(), shipped().len() + 1);
+    let rendered = rendered(&catalogue, ROLE, 2048);
     assert_eq!(rendered.command.last().map(String::as_str), Some("8090"));
     let page = &rendered.files["index.html"];
     assert!(page.contains("generation 42") && page.contains("kafka-3: 127.36.3.20 in us-east-1a"), "{page}");
+}
+
+#[test]
+fn the_coordinators_take_the_role_of_the_walk_through_from_the_same_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let roles = with_the_new_role(folder.path());
+    let wanted = serde_json::json!({"roles": {"zookeeper": {"pref": 3}, "kafka": {"pref": 3}, (ROLE): {"pref": 1}}});
+    let wanted: SpecFile = serde_json::from_value(wanted).expect("a spec");
+    let spec = vp_coordinator::catalogue::spec(&roles, &wanted).unwrap_or_else(|error| panic!("{error}"));
+    let new = &spec.roles[&RoleName::from(ROLE)];
+    assert_eq!((new.pref, new.fencing, new.volume, new.spread_zones, new.memory_mib), (1, Fencing::Disposable, false, false, 40));
+    assert_eq!(new.after, [RoleName::from("zookeeper")]);
+
+    let shipped = vp_coordinator::catalogue::spec(&clone().join("roles"), &wanted).expect_err("no such role is shipped").to_string();
+    assert!(shipped.contains(ROLE) && shipped.contains("zookeeper"), "{shipped}");
 }
 
 #[test]
@@ -153,19 +160,9 @@ fn a_mistake_in_a_role_is_refused_with_file_and_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let new = folder.path().join("status-page");
     fs::create_dir(&new).expect("made");
-    let (role, template) = example();
+    let (role, template) = example::page().expect("the page is there");
     fs::write(new.join("role.yaml"), role.replace("fencing: disposable", "fencing: perhaps")).expect("written");
     fs::write(new.join("index.html.j2"), template).expect("written");
     let error = catalogue::load(folder.path()).expect_err("it must be refused").to_string();
     assert!(error.contains("status-page/role.yaml") && error.contains("line 2") && error.contains("exclusive"), "{error}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).expect("made");
-    for entry in fs::read_dir(from).expect("readable") {
-        let path = entry.expect("readable").path();
-        if path.is_file() {
-            fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
-        }
-    }
 }

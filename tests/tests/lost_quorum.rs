@@ -194,6 +194,18 @@ async fn status(code: i32) -> serde_json::Value {
     panic!("status never ended with {code}: {last:?}");
 }
 
+/// What founding, claims and restore rest on: nothing is written over what somebody else wrote.
+async fn writes_are_conditional(bucket: &Bucket) {
+    let kept = async || claims::read::<u64>(bucket, "probe").await.unwrap().unwrap();
+    for (value, etag) in [(1_u64, None), (2, None), (3, Some("another"))] {
+        claims::write(bucket, "probe", &value, etag).await.unwrap();
+    }
+    let (value, etag) = kept().await;
+    assert_eq!(value, 1, "the first stays");
+    claims::write(bucket, "probe", &4_u64, Some(&etag)).await.unwrap();
+    assert_eq!(kept().await.0, 4);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -211,6 +223,7 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     let mut coordinators: BTreeMap<u32, Coordinator> = (1..).zip(futures::future::join_all(started).await).collect();
     let before = status(0).await;
     let bucket = Bucket { store: store.clone(), name: BUCKET.to_owned() };
+    writes_are_conditional(&bucket).await;
     let (founded_as, _) = claims::read::<Record>(&bucket, RECORD).await.unwrap().unwrap();
     let file = dir.path().join("cluster.snapshot");
     let file = file.to_str().unwrap();

@@ -1,22 +1,28 @@
 //! What operators order, on a real region: more and fewer members, another disk, a node emptied. Foreign clients write all the while, and what was
-//! acknowledged to them is there at the end. One region for all scenarios; each leaves a healthy cluster to the next.
+//! acknowledged to them is there at the end. One region for all scenarios; each leaves a healthy cluster to the next. Its image has one role more than is
+//! shipped: the one that `docs/adding-a-role.md` adds.
 
 use std::{
     collections::BTreeSet,
+    env,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use vp_tests::{Region, region::sample, scenarios::Scenarios, slots::Slot, topics::Topic, wait_until, writers, writers::Writers};
+use vp_tests::{Region, example, region::sample, scenarios::Scenarios, slots::Slot, topics::Topic, wait_until, writers, writers::Writers};
 
-/// As the region's own, but a fourth broker is allowed.
+/// As the region's own, but a fourth broker is allowed, and there is the walk-through's role.
 const SPEC: &str = "roles:
   zookeeper: {min: 3, pref: 3, max: 5}
   kafka: {min: 3, pref: 3, max: 4}
   spark-master: {pref: 2}
   spark-worker: {pref: 3}
   stream: {pref: 1}
+  status-page: {pref: 1}
 volume_wait_ms: 60000
 ";
 /// One order carried out whole: members start one after another, each as slow as its program.
@@ -28,11 +34,11 @@ fn seconds(count: u64) -> Duration {
 
 #[test]
 fn orders_are_carried_out_whole_while_clients_write() {
-    let spec = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(spec.path(), SPEC).unwrap();
-    let region = Arc::new(Region::up_with("operations", &["--spec", &spec.path().to_string_lossy()]).unwrap());
+    let house = tempfile::tempdir().unwrap();
+    let region = Arc::new(region_in(house.path()).unwrap());
     let mut writers = Writers::start(&region).unwrap();
     let mut scenarios = Scenarios::new();
+    scenarios.run("a role added by its folder alone runs and serves", || added_role_serves(&region));
     scenarios.run("an ensemble grows to five voters and shrinks to three", || ensemble_grows_and_shrinks(&region));
     scenarios.run("a broker is added, and taken away only when its partitions are elsewhere", || broker_comes_and_goes(&region));
     scenarios.run("a broker moves without its disk and copies what it had", || broker_moves_without_its_disk(&region));
@@ -43,6 +49,41 @@ fn orders_are_carried_out_whole_while_clients_write() {
     });
     scenarios.run("everything acknowledged to foreign writers is there", || writers.verify(&region)?.ensure_whole());
     scenarios.finish();
+}
+
+/// A region whose programs lie beside the shipped roles and one more.
+fn region_in(house: &Path) -> anyhow::Result<Region> {
+    let spec = house.join("spec.yaml");
+    std::fs::write(&spec, SPEC)?;
+    let programs = example::house(house)?;
+    // SAFETY: nothing else runs in this program yet: it has one test, and what waits for that reads no environment.
+    unsafe { env::set_var("VP_BIN", programs) };
+    Region::up_with("operations", &["--spec", &spec.to_string_lossy()])
+}
+
+/// The page is served by whoever holds the slot, and says where ZooKeeper is.
+fn added_role_serves(region: &Region) -> anyhow::Result<()> {
+    region.wait_healthy(seconds(120))?;
+    let slot = region.slot("status-page-1")?;
+    ensure!(slot.healthy(), "{slot:?}");
+    ensure!(slot.facts.get("generation") == Some(&slot.generation.to_string()), "the page's generation is another: {slot:?}");
+    let address = region.instance(&slot.instance.context("somebody holds it")?)?.address.context("it has an address")?;
+    let mut connection = TcpStream::connect((address.as_str(), 8090))?;
+    connection.set_read_timeout(Some(seconds(10)))?;
+    connection.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
+    let mut page = String::new();
+    connection.read_to_string(&mut page)?;
+    ensure!(page.contains("status-page-1") && page.contains("zookeeper-3: "), "{page}");
+    Ok(())
+}
+
+/// The slot left its holder because the holder's agent said so: `explain` and an event name its word.
+fn ensure_given_back(region: &Region, slot: &str, by: &str, after: u64) -> anyhow::Result<()> {
+    let proof = region.proof(slot)?;
+    ensure!(proof == format!("the agent on {by} said its processes are gone"), "{slot} left {by} because {proof:?}");
+    let told = region.told(after, "slot released", slot)?;
+    ensure!(told == [format!("by {by}")], "{slot} left {by}, the events say {told:?}");
+    Ok(())
 }
 
 /// Gives an order that must be accepted.
@@ -127,7 +168,7 @@ fn broker_moves_without_its_disk(region: &Region) -> anyhow::Result<()> {
     let topic = Topic { region, name: "copied" };
     topic.make(&[1, 2, 3])?;
     topic.fill(2_000, 4_096)?;
-    let before = region.slot("kafka-1")?;
+    let (before, revision) = (region.slot("kafka-1")?, region.revision()?);
     let since = Instant::now();
     order(region, &["move", "kafka-1", "--empty-disk"])?;
     wait_until("it is healthy elsewhere, on another disk", DONE, || {
@@ -139,6 +180,7 @@ fn broker_moves_without_its_disk(region: &Region) -> anyhow::Result<()> {
     println!("   moved and in sync after {:.1} s", since.elapsed().as_secs_f32());
     let after = region.slot("kafka-1")?;
     ensure!(after.member_id == before.member_id && after.generation > before.generation, "{before:?}, then {after:?}");
+    ensure_given_back(region, "kafka-1", before.instance.as_deref().context("it had a holder")?, revision)?;
     ensure!(topic.count()? == 2_000, "{} of 2000 records are left", topic.count()?);
     Ok(())
 }
@@ -155,9 +197,8 @@ fn node_with_a_neighbour(region: &Region) -> anyhow::Result<String> {
 fn node_is_emptied(region: &Region) -> anyhow::Result<()> {
     region.wait_healthy(seconds(120))?;
     let node = node_with_a_neighbour(region)?;
-    let held =
-        |node: &str| anyhow::Ok(region.slots()?.into_iter().filter(|slot| slot.instance.as_deref() == Some(node)).map(|slot| slot.name).collect::<Vec<_>>());
-    let before = held(&node)?;
+    let held = |node: &str| anyhow::Ok(region.held_by(node)?.into_iter().map(|slot| slot.name).collect::<Vec<_>>());
+    let (before, revision) = (held(&node)?, region.revision()?);
     let since = Instant::now();
     order(region, &["drain", &node])?;
     let emptied = wait_until("it holds nothing", DONE, || {
@@ -171,6 +212,10 @@ fn node_is_emptied(region: &Region) -> anyhow::Result<()> {
     order(region, &["drain", &node, "--undo"])?;
     emptied?;
     println!("   {before:?} elsewhere after {:.1} s", since.elapsed().as_secs_f32());
+    ensure!(!before.is_empty(), "it held nothing");
+    for slot in &before {
+        ensure_given_back(region, slot, &node, revision)?;
+    }
     let lifecycle = region.json(&["nodes"])?;
     let nodes = lifecycle.as_array().context("nodes are a list")?;
     ensure!(nodes.iter().any(|one| one["instance"] == node.as_str()), "the instance is gone: {lifecycle}");

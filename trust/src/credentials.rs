@@ -161,6 +161,17 @@ mod tests {
     }
 
     #[test]
+    fn whoever_prints_credentials_prints_no_key() {
+        let ada = Authority::create("dev").unwrap().operator(Rank::Admin, "ada", 1_000_000).unwrap();
+        let bytes = format!("{:?}", ada.key);
+        let base64 = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &ada.key);
+        for shown in [format!("{ada:?}"), format!("{:?}", Some(&ada))] {
+            assert!(shown.contains("ada"), "{shown}");
+            assert!(!shown.contains(&bytes) && !shown.contains(&base64), "the key is in it");
+        }
+    }
+
+    #[test]
     fn a_missing_cut_or_foreign_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Credentials::load(folder.path()).unwrap_err().to_string().contains(CERTIFICATE));

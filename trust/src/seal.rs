@@ -6,6 +6,7 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 
 const KEY_BYTES: usize = 32;
@@ -52,6 +53,12 @@ impl SealingKey {
     /// As [`SealingKey::from_base64`] reads it.
     pub fn to_base64(&self) -> String {
         STANDARD.encode(self.0)
+    }
+
+    /// A secret that all who have the key share without telling it to each other, in base64 (HMAC-SHA-256 over `purpose`).
+    pub fn derive(&self, purpose: &str) -> String {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
+        STANDARD.encode(hmac::sign(&key, format!("vp secret: {purpose}").as_bytes()))
     }
 
     fn cipher(&self) -> Result<LessSafeKey, SealError> {
@@ -117,6 +124,16 @@ mod tests {
             assert!(key.open("dev", &changed).is_err(), "byte {at} changed");
         }
         assert!(key.open("dev", &sealed[..5]).is_err());
+    }
+
+    #[test]
+    fn a_derived_secret_is_the_same_for_whoever_has_the_key_and_another_for_each_purpose_and_key() {
+        let key = SealingKey::generate().unwrap();
+        let again = SealingKey::from_base64(&key.to_base64()).unwrap();
+        assert_eq!(key.derive("zookeeper of dev"), again.derive("zookeeper of dev"));
+        assert_ne!(key.derive("zookeeper of dev"), key.derive("zookeeper of prod"));
+        assert_ne!(key.derive("zookeeper of dev"), SealingKey::generate().unwrap().derive("zookeeper of dev"));
+        assert_eq!(STANDARD.decode(key.derive("a")).unwrap().len(), KEY_BYTES);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Why a command ended without its answer: what happened, what to do next, and the exit code.
 
+use std::path::Path;
+
 use vp_cloud::error::CloudError;
 use vp_cloud::s3::StoreError;
 use vp_localcloud::region::RegionError;
@@ -68,7 +70,7 @@ impl Failure {
     /// The exit code this ends with.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Region(RegionError::Invalid(_)) => EXIT_USAGE,
+            Self::Usage(_) | Self::Region(RegionError::Invalid(_) | RegionError::Spec(_)) => EXIT_USAGE,
             _ => EXIT_FAILED,
         }
     }
@@ -89,6 +91,7 @@ impl Failure {
             Self::Store(StoreError::Denied { .. }) => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)",
             Self::Cloud(CloudError::Unreachable { .. }) => "is the AWS endpoint up? for a local region: `vpctl dev status`",
             Self::Cloud(CloudError::Denied { .. }) => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)",
+            Self::Region(RegionError::Spec(_)) => "docs/contracts.md, section 2, shows a spec with its keys",
             Self::Region(RegionError::Service { .. } | RegionError::Aws { .. } | RegionError::Store { .. }) => {
                 "`vpctl dev status` shows what runs, `vpctl dev logs` what it said; `vpctl dev up` goes on from where it stopped"
             }
@@ -97,8 +100,18 @@ impl Failure {
         Some(text.to_owned())
     }
 
+    /// What is wrong with a spec, or was refused of it, told with the file it came from.
+    pub fn in_file(self, path: &Path) -> Self {
+        let named = |reason: String| format!("{}: {reason}", path.display());
+        match self {
+            Self::Region(RegionError::Spec(reason)) => Self::Region(RegionError::Spec(named(reason))),
+            Self::Refused(reason) => Self::Refused(named(reason)),
+            other => other,
+        }
+    }
+
     /// A closure for `map_err` on a local file's trouble.
-    pub fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.display().to_string();
         move |source| Self::File { path, source }
     }
@@ -126,13 +139,23 @@ mod tests {
     #[test]
     fn only_wrong_words_end_with_64() {
         assert_eq!(Failure::Usage("x".to_owned()).exit_code(), 64);
+        assert_eq!(Failure::Region(RegionError::Invalid("x".to_owned())).exit_code(), 64);
+        assert_eq!(Failure::Region(RegionError::Spec("x".to_owned())).exit_code(), 64);
         assert_eq!(Failure::Unreachable { tried: "a".to_owned() }.exit_code(), 1);
         assert_eq!(Failure::Nowhere { reason: "x".to_owned() }.exit_code(), 1);
     }
 
     #[test]
+    fn the_file_of_a_spec_is_named_and_nothing_else_is_blamed_on_it() {
+        let told = |failure: Failure| chain(&failure.in_file(Path::new("wanted.yaml")));
+        assert_eq!(told(Failure::Region(RegionError::Spec("line 2, column 3: no".to_owned()))), "wanted.yaml: line 2, column 3: no");
+        assert_eq!(told(Failure::Refused("apply: no".to_owned())), "wanted.yaml: apply: no");
+        assert_eq!(told(Failure::Region(RegionError::Invalid("lease_ms is 5".to_owned()))), "lease_ms is 5");
+    }
+
+    #[test]
     fn the_chain_names_every_layer_once() {
-        let failure = Failure::file(std::path::Path::new("a.mp4"))(std::io::Error::other("disk on fire"));
+        let failure = Failure::file(Path::new("a.mp4"))(std::io::Error::other("disk on fire"));
         assert_eq!(chain(&failure), "a.mp4: disk on fire");
     }
 }

@@ -92,7 +92,11 @@ impl Operators for Scripted {
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<Accepted>, Status> {
-        self.accepted(format!("apply {}", request.into_inner().yaml.trim()))
+        let yaml = request.into_inner().yaml;
+        if yaml.contains("perf") {
+            return Err(Status::invalid_argument("line 2, column 11: unknown field `perf`"));
+        }
+        self.accepted(format!("apply {}", yaml.trim()))
     }
 
     async fn show_brake(&self, _: Request<ShowBrakeRequest>) -> Result<Response<BrakeStatus>, Status> {
@@ -302,6 +306,18 @@ async fn orders_reach_the_leader_as_they_were_given() {
         assert_eq!(asked.lock().expect("no test panics holding it").pop().as_deref(), Some(call), "{words:?}");
     }
     std::fs::remove_file(&spec).expect("removed");
+}
+
+#[tokio::test]
+async fn a_spec_that_is_refused_is_told_with_its_file() {
+    let address = serve(Scripted { status: status(Health::Healthy), ..Default::default() }).await;
+    let spec = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(spec.path(), "roles:\n  kafka: {perf: 3}\n").expect("written");
+    let file = spec.path().to_str().expect("text");
+    let output = vpctl(&address, &["apply", "-f", file]).await;
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains(&format!("{file}: ")) && told.contains("line 2, column 11"), "{told}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The real program: exit codes and errors for wrong words and for a cluster that is not there.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
@@ -134,4 +135,59 @@ fn completion_knows_the_commands() {
         assert_eq!(output.status.code(), Some(0));
         assert!(String::from_utf8_lossy(&output.stdout).contains("drill"), "{shell}");
     }
+}
+
+/// Files below a folder with what they hold.
+fn files(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found: Vec<_> = std::fs::read_dir(folder)
+        .expect("the folder is there")
+        .map(|entry| entry.expect("it can be listed").path())
+        .map(|path| (path.clone(), std::fs::read_to_string(&path).expect("a file of text")))
+        .collect();
+    found.sort();
+    found
+}
+
+fn vpctl_with_homes(state: &Path, homes: &Path, words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpctl"));
+    command.env("VP_STATE", state).env("XDG_STATE_HOME", homes).env("HOME", homes).args(words).output().expect("vpctl runs")
+}
+
+#[test]
+fn a_region_that_is_named_outweighs_the_state_folder_of_the_environment() {
+    let (other, homes) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    // As a region that was cut off while it was made: its mark, and no record that says its name.
+    std::fs::write(other.path().join("vp-region"), "a region's").expect("written");
+    std::fs::write(other.path().join("letters"), "dear").expect("written");
+    let before = files(other.path());
+    let output = vpctl_with_homes(other.path(), homes.path(), &["--region-name", "demo", "dev", "down"]);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let named = homes.path().join("vp/demo").display().to_string();
+    assert!(told.contains(&format!("no region in {named}: nothing to take away")), "{told}");
+    assert_eq!(files(other.path()), before);
+    assert_eq!(std::fs::read_dir(homes.path()).expect("it is there").count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_folder_that_is_no_regions_is_not_taken_away() {
+    let (mine, homes) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    std::fs::write(mine.path().join("letters"), "dear").expect("written");
+    let before = files(mine.path());
+    let folder = mine.path().to_str().expect("text");
+    for words in [&["--state", folder, "dev", "down"][..], &["--state", folder, "--region-name", "dev", "dev", "down"]] {
+        let output = vpctl_with_homes(homes.path(), homes.path(), words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(&format!("{folder} is not a region's folder")), "{words:?}: {}", stderr(&output));
+        assert_eq!(files(mine.path()), before, "{words:?}");
+    }
+}
+
+#[test]
+fn a_spec_file_that_is_not_there_is_named_before_anything_is_started() {
+    let homes = tempfile::tempdir().expect("a folder");
+    let output = vpctl_with_homes(&homes.path().join("state"), homes.path(), &["dev", "up", "--spec", "/nonexistent/spec.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/nonexistent/spec.yaml: No such file"), "{}", stderr(&output));
+    assert_eq!(std::fs::read_dir(homes.path()).expect("it is there").count(), 0, "nothing was made");
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 mod enrolment;
+pub mod hardship;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,8 +26,13 @@ use vp_proto::v1::*;
 use vp_trust::{Authority, Bounds, Listener, tls};
 
 use enrolment::Office;
+use wire::Wire;
 
 pub const LEASE_MS: u64 = 1000;
+
+/// Host numbers: the leader as agents know it, and where it listens for sessions when a wire lies before it.
+const LEADER: u8 = 10;
+const BEHIND: u8 = 110;
 
 /// What the agent has told so far.
 #[derive(Default)]
@@ -41,6 +48,8 @@ pub struct Script {
     desired: watch::Sender<Desired>,
     acknowledges: watch::Sender<bool>,
     pub sessions: AtomicU64,
+    /// Heartbeats that have come, acknowledged or not.
+    pub heartbeats: AtomicU64,
     seen: Mutex<Seen>,
     leader: Mutex<Option<String>>,
 }
@@ -95,6 +104,7 @@ impl Script {
         let mut seen = self.seen.lock().unwrap();
         match message.body? {
             agent_message::Body::Heartbeat(heartbeat) => {
+                self.heartbeats.fetch_add(1, Ordering::SeqCst);
                 let pairs = heartbeat.slots.iter().map(|s| SlotGeneration { slot: s.slot.clone(), generation: s.generation }).collect();
                 seen.slots = heartbeat.slots.into_iter().map(|s| (s.slot.as_ref().unwrap().to_string(), s)).collect();
                 seen.measures = heartbeat.measures.unwrap();
@@ -143,6 +153,11 @@ pub struct Bed {
     revision: u64,
     followers: Vec<Arc<Script>>,
     pub office: Arc<Office>,
+    /// Between the agent and its leader, when the test wants to cut it.
+    wire: Option<Wire>,
+    /// What the next agent is started from, and with what besides the usual environment.
+    pub program: PathBuf,
+    pub environment: Vec<(&'static str, PathBuf)>,
 }
 
 /// Room for all that a test does.
@@ -163,6 +178,15 @@ impl Bed {
     }
 
     pub fn with_coordinators(roles: &[(&str, &str)], coordinators: u8) -> Self {
+        Self::build(roles, coordinators, None)
+    }
+
+    /// Sessions go over a wire that `Bed::wire` cuts.
+    pub fn behind_a_wire(roles: &[(&str, &str)]) -> Self {
+        Self::build(roles, 1, Some(Wire::open()))
+    }
+
+    fn build(roles: &[(&str, &str)], coordinators: u8, wire: Option<Wire>) -> Self {
         // Tests of one process have a zone each; other processes are told apart by their number.
         let zone = (std::process::id() as u8 & 7) * 28 + NEXT.fetch_add(1, Ordering::SeqCst);
         let dir = tempfile::Builder::new().prefix("vp-agent").tempdir().unwrap();
@@ -178,14 +202,29 @@ impl Bed {
             desired: watch::Sender::new(Desired::default()),
             acknowledges: watch::Sender::new(true),
             sessions: AtomicU64::new(0),
+            heartbeats: AtomicU64::new(0),
             seen: Mutex::default(),
             leader: Mutex::new(None),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let office = Arc::new(Office::new(Authority::create("t").unwrap()));
-        let mut bed = Self { script, dir, zone, agent: None, runtime, coordinator: None, revision: 0, followers: Vec::new(), office };
+        let mut bed = Self {
+            script,
+            dir,
+            zone,
+            agent: None,
+            runtime,
+            coordinator: None,
+            revision: 0,
+            followers: Vec::new(),
+            office,
+            wire,
+            program: env!("CARGO_BIN_EXE_vp-agent").into(),
+            environment: Vec::new(),
+        };
         bed.serve_metadata(coordinators);
         bed.start_coordinator();
+        bed.lay_wire();
         for host in 11..10 + coordinators {
             bed.start_follower(host);
         }
@@ -232,10 +271,24 @@ impl Bed {
         self.runtime.spawn(async move { axum::serve(listener, router).await.unwrap() });
     }
 
+    fn lay_wire(&self) {
+        if let Some(wire) = self.wire.clone() {
+            let at = SocketAddr::new(self.ip(LEADER), vp_proto::COORDINATOR_PORT);
+            let listener = self.runtime.block_on(tokio::net::TcpListener::bind(at)).unwrap();
+            self.runtime.spawn(wire.carry(listener, SocketAddr::new(self.ip(BEHIND), vp_proto::COORDINATOR_PORT)));
+        }
+    }
+
+    /// Whether anything passes from the agent to its leader, and back.
+    pub fn wire(&self, forth: bool, back: bool) {
+        self.wire.as_ref().unwrap().set(forth, back);
+    }
+
     fn serve(&self, host: u8, script: Arc<Script>) -> tokio::task::JoinHandle<()> {
         let _context = self.runtime.enter();
         let own = self.office.authority.coordinator(u64::from(host)).unwrap();
-        let members = self.door(host, vp_proto::COORDINATOR_PORT, tls::members_only("t", self.office.authority.root(), &own).unwrap());
+        let inner = if host == LEADER && self.wire.is_some() { BEHIND } else { host };
+        let members = self.door(inner, vp_proto::COORDINATOR_PORT, tls::members_only("t", self.office.authority.root(), &own).unwrap());
         let strangers = self.door(host, vp_proto::ENROLMENT_PORT, tls::anybody(&own).unwrap());
         let leader = script.leader.lock().unwrap().clone();
         let desk = enrolment::Desk { office: self.office.clone(), own: self.ip(host), leader };
@@ -259,7 +312,7 @@ impl Bed {
     }
 
     pub fn start_coordinator(&mut self) {
-        self.coordinator = Some(self.serve(10, self.script.clone()));
+        self.coordinator = Some(self.serve(LEADER, self.script.clone()));
     }
 
     /// A follower that names the leading coordinator.
@@ -268,8 +321,9 @@ impl Bed {
             desired: watch::Sender::new(Desired::default()),
             acknowledges: watch::Sender::new(true),
             sessions: AtomicU64::new(0),
+            heartbeats: AtomicU64::new(0),
             seen: Mutex::default(),
-            leader: Mutex::new(Some(format!("{}:7400", self.ip(10)))),
+            leader: Mutex::new(Some(format!("{}:7400", self.ip(LEADER)))),
         });
         self.serve(host, follower.clone());
         self.followers.push(follower);
@@ -290,13 +344,14 @@ impl Bed {
 
     pub fn start_agent(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("agent.log")).unwrap();
-        let agent = Command::new(env!("CARGO_BIN_EXE_vp-agent"))
+        let agent = Command::new(&self.program)
             .env("VP_INSTANCE_ROOT", self.path("root"))
             .env("VP_VOLUMES", self.path("volumes"))
             .env("VP_IMAGE", self.path("image"))
             .env("VP_COMPONENTS", self.path("components"))
             .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}:1338", self.ip(20)))
             .env("VP_LOG", "debug,h2=info,hyper=info,hyper_util=info,reqwest=info")
+            .envs(self.environment.iter().map(|(name, value)| (*name, value.as_os_str())))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -313,6 +368,35 @@ impl Bed {
         let mut agent = self.agent.take().unwrap();
         agent.kill().unwrap();
         agent.wait().unwrap();
+    }
+
+    /// As a service manager ends it.
+    pub fn end_agent(&mut self) {
+        let pid = self.agent_pid();
+        signal(pid, nix::sys::signal::Signal::SIGTERM);
+        self.eventually("the agent ends when asked", || (!alive(pid)).then_some(()));
+        assert!(self.agent.take().unwrap().wait().unwrap().success());
+    }
+
+    pub fn sessions(&self) -> u64 {
+        self.script.sessions.load(Ordering::SeqCst)
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
+    /// Waits so long that a lease that nobody renewed would be over.
+    pub fn outlive_a_lease(&self) {
+        let until = Instant::now() + lease_and_slack();
+        self.eventually("the lease is past", || (Instant::now() > until).then_some(()));
+    }
+
+    /// Waits until nothing of an exclusive role is left, `since` being when the last acknowledgement can have come.
+    pub fn dies_by_its_lease(&self, slot: &str, since: Instant) {
+        self.within(lease_and_slack().saturating_sub(since.elapsed()), "nothing of the exclusive role is left", || {
+            self.processes(slot, "").is_empty().then_some(())
+        });
     }
 
     /// Publishes the node's whole desired set under the next revision.
@@ -364,6 +448,11 @@ impl Bed {
     pub fn processes(&self, slot: &str, word: &str) -> Vec<i32> {
         processes_with(&self.path("root/slots").join(slot), word)
     }
+}
+
+/// The lease, the guard's own time, and what two busy cores add.
+pub fn lease_and_slack() -> Duration {
+    Duration::from_millis(LEASE_MS + 700)
 }
 
 /// Live processes marked with a slot's folder (or one below `folder`) whose command line contains `word`.

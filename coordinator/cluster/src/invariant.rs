@@ -129,7 +129,7 @@ pub fn transition(before: &ClusterState, after: &ClusterState) -> Result<(), Str
         if started && quorum && !(old.used && old.volume.is_none()) && !moving.insert(&id.role.0) {
             return Err(format!("two members of {} are asked to move at once", id.role));
         }
-        let kept = |id: &SlotId, slot: &Slot| !before.is_surplus(id) && !(slot.used && slot.volume.is_none());
+        let kept = |id: &SlotId, slot: &Slot| !before.is_surplus(id) && (!slot.used || slot.volume.is_some());
         let leaving = |other: &(&SlotId, &Slot)| other.0 != id && other.1.releasing && kept(other.0, other.1);
         if started
             && quorum

@@ -1,6 +1,6 @@
 //! What `apply` refuses, and properties over random histories.
 mod situation;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{prelude::*, test_runner::RngSeed};
 use situation::{Situation, node_in, role, slot, spec, zone};
@@ -279,6 +279,14 @@ fn no_second_holder(before: &ClusterState, after: &ClusterState) {
     }
 }
 
+/// Whatever is wanted and held by nobody has a gate.
+fn nothing_waits_untold(s: &Situation) {
+    let told: BTreeSet<String> = planner::plan(&s.state, &s.obs).1.gates.into_iter().map(|gate| gate.subject).collect();
+    for (id, _) in s.state.slots.iter().filter(|(id, slot)| slot.holder.is_none() && !s.state.is_surplus(id)) {
+        assert!(told.contains(&id.to_string()), "{id} waits, and nobody says for what");
+    }
+}
+
 /// Plays a history step by step: what happens, then a plan, then everything that must hold.
 fn play(history: &[(u8, u8)]) -> ClusterState {
     let mut s = Situation::of(spec(), "abcab");
@@ -291,6 +299,7 @@ fn play(history: &[(u8, u8)]) -> ClusterState {
         s.carry_out(); // a plan is never refused on its own revision
         no_second_holder(&before, &s.state);
         assert_eq!(s.plan(), [], "planning a planned state yields nothing");
+        nothing_waits_untold(&s);
         let text = serde_json::to_string(&s.state).expect("written");
         assert_eq!(serde_json::from_str::<ClusterState>(&text).expect("read"), s.state);
         let _ = liveness::judge(&s.state, &s.obs);

@@ -8,6 +8,7 @@ use vp_cluster::{
     Command, NodeId, Observations,
     liveness::{self, Brake, CAP_WINDOW_MS, judge, lost_after_ms, silent_now, to_terminate},
     observe::{CoordinatorSeen, Instance},
+    round,
     self_watch::{SelfWatch, pause_limit_ms},
 };
 
@@ -153,6 +154,8 @@ fn silent_nodes_behind_a_closed_brake_are_gates_that_name_what_opens_it() {
     let gates = judge(&s.state, &s.obs).gates;
     assert_eq!(gates.iter().map(|gate| gate.subject.as_str()).collect::<Vec<_>>(), ["i-1", "i-2", "i-3"]);
     assert!(gates.iter().all(|gate| gate.closed_by.contains("brake") && gate.opens_when.contains("vpctl brake release")));
+    let told = round::look(&s.state, &s.obs).gates;
+    assert!(gates.iter().all(|gate| told.contains(gate)), "{told:?}");
 }
 
 // The release

@@ -8,6 +8,7 @@ use vp_cluster::{
     coordinators::{self, CoordinatorChange, CoordinatorSlot, Standing},
     invariant,
     membership::{self, GroupSeen, PeerSeen, Step},
+    restore,
     version::{self, NEWEST},
 };
 
@@ -165,6 +166,27 @@ fn an_id_is_never_given_twice_however_often_an_instance_asks() {
 }
 
 #[test]
+fn a_member_is_one_instance_for_ever() {
+    let mut case = Case::of(3);
+    let seen = |instance: &str| CoordinatorChange::Seen { member: MemberId(2), instance: instance.into(), supports: NEWEST };
+    let refused = case.apply(seen("i-other")).unwrap_err().to_string();
+    assert!(refused.contains("an id belongs to one disk"), "{refused}");
+    assert_eq!(case.state.coordinators.members[&MemberId(2)].instance, Some("i-2".into()));
+    case.apply(seen("i-2")).unwrap();
+}
+
+#[test]
+fn a_group_restored_from_a_snapshot_gives_out_no_id_of_before() {
+    let mut case = Case::of(3);
+    case.dies(2);
+    assert_eq!(case.join(2, "i-new").unwrap(), MemberId(4));
+    case.state = restore::restored(case.state, restore::INDEX_STEP, slots(1..=3), 5);
+    assert_eq!(case.state.coordinators.members.keys().copied().collect::<BTreeSet<_>>(), ids([1, 2, 3]));
+    case.dies(2);
+    assert_eq!(case.join(2, "i-newer").unwrap(), MemberId(5));
+}
+
+#[test]
 fn a_voter_whose_instance_asks_again_with_an_empty_disk_gets_nothing() {
     let mut case = Case::of(3);
     assert!(matches!(case.join(2, "i-2"), Err(Rejection::MemberLives { .. })));
@@ -231,6 +253,14 @@ fn three_become_five_in_one_change_and_three_again_in_one() {
     case.apply(CoordinatorChange::Want { slots: slots([2, 3, 5]) }).unwrap();
     assert_eq!(case.settle(), [Step::HandOver(MemberId(2)), Step::Change { promote: ids([]), remove: ids([1, 4]) }]);
     assert_eq!(case.voters, ids([2, 3, 5]));
+}
+
+#[test]
+fn nobody_goes_before_whoever_is_to_come_has_joined() {
+    let mut case = Case::of(3);
+    case.apply(CoordinatorChange::Want { slots: slots([1, 2, 4]) }).unwrap();
+    assert_eq!(case.settle(), []);
+    assert_eq!(case.waits(), "coordinator 3: the number of voters stays odd");
 }
 
 #[test]
@@ -320,6 +350,13 @@ fn a_successor_that_never_comes_up_is_terminated_once_every_voter_that_may_live_
     hangs.silent.remove(&MemberId(3));
     hangs.dies(4);
     assert_eq!(terminated(&hangs), None, "it is terminated already: its group boots the next");
+    // The same while the group grows and nobody is dead.
+    let mut grows = Case::of(3);
+    grows.apply(CoordinatorChange::Want { slots: slots(1..=5) }).unwrap();
+    grows.join(4, "i-4").unwrap();
+    assert_eq!(grows.settle(), [Step::AddLearner(MemberId(4))]);
+    (grows.silent, grows.silent_ms) = (ids([4]), membership::GONE_AFTER_MS);
+    assert_eq!(terminated(&grows), Some(MemberId(4)));
 }
 
 #[test]

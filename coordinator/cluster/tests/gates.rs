@@ -1,7 +1,7 @@
 //! Start gates: what a slot's holder waits for, and what it does not.
 mod situation;
 use situation::{Situation, slot, spec};
-use vp_cluster::{Command, gates, observe::Phase, observe::VolumeSeen};
+use vp_cluster::{Command, gates, observe::Phase, observe::VolumeSeen, round};
 
 fn gate(s: &Situation, id: &str) -> String {
     gates::start(&s.state, &s.obs, &slot(id)).map(|gate| gate.closed_by).unwrap_or_default()
@@ -36,6 +36,16 @@ fn a_volume_attached_to_another_node_keeps_the_slot_waiting() {
         s.obs.volumes.insert(volume.clone(), seen.clone());
         assert!(gate(&s, "zookeeper-1").contains("not attached"), "{seen:?}");
     }
+}
+
+#[test]
+fn a_closed_start_gate_is_told_of_who_waits_and_not_of_who_runs() {
+    let mut s = Situation::well();
+    s.obs.volumes.clear();
+    let told = |s: &Situation| round::look(&s.state, &s.obs).gates.into_iter().map(|gate| gate.subject).collect::<Vec<_>>();
+    assert_eq!(told(&s), Vec::<String>::new(), "all run");
+    s.phase("zookeeper-1", Phase::Waiting);
+    assert_eq!(told(&s), ["zookeeper-1"]);
 }
 
 #[test]

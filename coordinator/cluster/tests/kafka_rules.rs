@@ -5,6 +5,7 @@ use situation::{Situation, node_in, slot, spec};
 use vp_cluster::{
     Action, Command, gates, kafka,
     observe::{PartitionSeen, Phase},
+    round,
 };
 
 const PROPERTIES: &str = include_str!("../../../roles/kafka/server.properties.j2");
@@ -122,7 +123,9 @@ fn rule_2_a_fresh_id_that_does_not_serve_yet_is_no_successor() {
     let mut s = succeeded();
     s.phase("kafka-1", Phase::Starting);
     assert_eq!(kafka::next(&s.state, &s.obs), None, "2 and 3 have their copies, nobody else could");
-    assert!(kafka::waits(&s.state, &s.obs).expect("a closed gate").closed_by.contains("no other healthy broker"));
+    let gate = kafka::waits(&s.state, &s.obs).expect("a closed gate");
+    assert!(gate.closed_by.contains("no other healthy broker"), "{gate:?}");
+    assert!(round::look(&s.state, &s.obs).gates.contains(&gate));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use vp_cluster::{
     ensemble::{self, Join},
     health::serving,
     observe::{Phase, VolumeSeen},
-    round,
+    planner, round,
 };
 
 const SEED: &str = include_str!("../../../roles/zookeeper/seed.cfg.j2");
@@ -130,6 +130,7 @@ fn rule_3_three_never_become_four() {
     assert_eq!(ensemble::next(&s.state, &s.obs, &zookeeper()), None);
     let gate = ensemble::waits(&s.state, &s.obs, &zookeeper()).expect("a closed gate");
     assert!(gate.closed_by.contains("4 voters would tolerate no more than 3"), "{gate:?}");
+    assert!(round::look(&s.state, &s.obs).gates.contains(&gate));
 }
 
 #[test]
@@ -170,6 +171,23 @@ fn rule_4_a_removed_server_is_stopped_only_after_a_write_went_through() {
     let seen = s.obs.zookeeper.as_mut().expect("read");
     seen.active_version = seen.version;
     assert!(released(&s));
+}
+
+#[test]
+fn rule_4_a_slot_too_many_whose_holder_is_gone_stays_while_its_member_votes_and_says_so() {
+    let mut s = growing();
+    for id in ["zookeeper-4", "zookeeper-5"] {
+        in_sync(&mut s, id);
+    }
+    s.reconfigure().expect("both are added");
+    s.ok(Command::Scale { role: zookeeper(), pref: 3 });
+    let holder = s.holder("zookeeper-5").expect("held");
+    s.fence(&holder);
+    s.carry_out();
+    assert_eq!(s.holder("zookeeper-5"), None);
+    let gates = planner::plan(&s.state, &s.obs).1.gates;
+    let told = gates.iter().find(|gate| gate.subject == "zookeeper-5").expect("a closed gate");
+    assert_eq!(told.closed_by, "one too many, and member 5 still votes");
 }
 
 #[test]

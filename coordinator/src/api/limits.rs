@@ -11,7 +11,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -85,6 +85,8 @@ pub const STRANGERS: Rate = Rate { per_hour: 6, burst: 5 };
 /// Calls of one operator. `vpctl` watches once a second, its drill ten times, tests some thirty times; a `plan` in a loop, which a viewer may ask for too, would
 /// keep the leader from its own rounds. Each coordinator counts for itself.
 pub const OPERATOR_CALLS: Rate = Rate { per_hour: 50 * 3600, burst: 200 };
+/// Streams of events that one operator reads at once: a person has a window or two, a tool one.
+pub const EVENT_STREAMS: usize = 32;
 /// Callers that an allowance each is kept for; of more, those that have been quiet are forgotten.
 const REMEMBERED: usize = 4096;
 /// Time between two times that the quiet ones are forgotten: each looks at all.
@@ -201,6 +203,48 @@ impl<K: Ord + Clone> Rationed<K> {
     }
 }
 
+/// Seats that callers hold for a while, so many each.
+pub struct Seats<K: Ord> {
+    each: usize,
+    held: Arc<Mutex<BTreeMap<K, usize>>>,
+}
+
+/// One seat; given back when dropped.
+pub struct Seat<K: Ord> {
+    holder: K,
+    held: Arc<Mutex<BTreeMap<K, usize>>>,
+}
+
+impl<K: Ord + Clone> Seats<K> {
+    /// All are free.
+    pub fn new(each: usize) -> Self {
+        Self { each, held: Arc::default() }
+    }
+
+    /// Takes one; none when the holder has all of its own.
+    pub fn take(&self, holder: K) -> Option<Seat<K>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(holder.clone()).or_default();
+        if *count >= self.each {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { holder, held: self.held.clone() })
+    }
+}
+
+impl<K: Ord> Drop for Seat<K> {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.holder) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.holder);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,6 +293,19 @@ mod tests {
         assert_eq!(taken, OPERATOR_CALLS.burst as usize);
         assert!(calls.take_at(&"the viewer ada".to_owned(), now), "another certificate has its own");
         assert!(calls.take_at(&ada, now + Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn whoever_holds_all_its_seats_gets_one_when_one_is_given_back_and_others_have_their_own() {
+        let seats = Seats::new(2);
+        let (first, second) = (seats.take("ada").unwrap(), seats.take("ada").unwrap());
+        assert!(seats.take("ada").is_none());
+        let other = seats.take("eve").unwrap();
+        drop(first);
+        let third = seats.take("ada").unwrap();
+        assert!(seats.take("ada").is_none());
+        drop((second, third, other));
+        assert!(seats.held.lock().unwrap().is_empty(), "nobody is remembered who holds none");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use vp_proto::v1::{self, operators_server::Operators};
 use vp_trust::{Caller, Who};
 
 use super::{
-    group, not_done, not_read,
+    group, limits, not_done, not_read,
     orders::{self, Order},
 };
 use crate::{
@@ -37,6 +37,8 @@ pub struct OperatorsApi {
     leader: Arc<Leader>,
     others: group::Others,
     findings: watch::Receiver<Findings>,
+    /// Who reads how many streams of events.
+    streams: limits::Seats<String>,
 }
 
 #[tonic::async_trait]
@@ -121,11 +123,15 @@ impl Operators for OperatorsApi {
     }
 
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let who = request.extensions().get::<Caller>().and_then(|caller| caller.certificate.as_ref()).map_or_else(String::new, |it| it.name.to_string());
+        let full = || Status::resource_exhausted(format!("you read {} streams of events already: close one", limits::EVENT_STREAMS));
+        let seat = self.streams.take(who).ok_or_else(full)?;
         self.current().await?;
         let v1::EventsRequest { after_revision, follow } = request.into_inner();
         let mut changes = self.leader.state.clone();
         let (outbox, events) = tokio::sync::mpsc::channel(OUTBOX);
         tokio::spawn(async move {
+            let _seat = seat;
             let mut after = after_revision;
             loop {
                 let state = changes.borrow_and_update().clone();
@@ -196,7 +202,7 @@ impl Operators for OperatorsApi {
 impl OperatorsApi {
     /// `trust`: to ask the other coordinators.
     pub fn new(leader: Arc<Leader>, trust: Arc<Trust>, findings: watch::Receiver<Findings>) -> Self {
-        Self { leader, others: group::Others::new(trust), findings }
+        Self { leader, others: group::Others::new(trust), findings, streams: limits::Seats::new(limits::EVENT_STREAMS) }
     }
 
     /// A state that no acknowledged change is missing from.

@@ -12,7 +12,7 @@ use vp_cluster::{
 use vp_proto::v1;
 
 use super::operators::wire_gate;
-use crate::{catalogue, settings::SpecFile};
+use crate::{catalogue, settings};
 
 /// Longest name of an operator that is written into the log.
 const LONGEST_OPERATOR: usize = 80;
@@ -85,7 +85,7 @@ pub fn scale(request: v1::ScaleRequest) -> Result<Order, Status> {
 }
 
 pub fn apply(roles: &Path, request: &v1::ApplyRequest) -> Result<Order, Status> {
-    let wanted: SpecFile = serde_saphyr::from_str(&request.yaml).map_err(|error| Status::invalid_argument(format!("the spec cannot be read: {error}")))?;
+    let wanted = settings::spec(&request.yaml).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let spec = catalogue::spec(roles, &wanted).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let wanted: Vec<String> = spec.roles.iter().map(|(name, role)| format!("{} {name}", role.pref)).collect();
     let note = format!("wanted are {}; see 'vpctl plan'", wanted.join(", "));

@@ -165,11 +165,26 @@ fn user_data(record: &Record, options: &UpOptions, key: &[u8], trust: &Trust, co
     let bucket = |which: &str| record.buckets.get(which).map(String::as_str).unwrap_or_default();
     text.push_str(&format!("buckets: {{uploads: {}, results: {}, cluster: {}}}\n", bucket("uploads"), bucket("results"), bucket("cluster")));
     text.push_str(&format!("identity_public_key: {}\n", STANDARD.encode(key)));
-    text.push_str(&format!("{}\nspec:\n", trust.user_data(coordinator.is_some())));
-    for line in options.spec_yaml.as_deref().unwrap_or(DEFAULT_SPEC).lines() {
-        text.push_str(&format!("  {line}\n"));
-    }
+    text.push_str(&format!("{}\n", trust.user_data(coordinator.is_some())));
+    text.push_str(&nested(&spec(options)));
     text
+}
+
+/// The wanted spec as a part of a document: what marks a document's beginning and end is left out, but not its line, which errors count.
+pub(super) fn spec(options: &UpOptions) -> String {
+    let text = options.spec_yaml.as_deref().unwrap_or(DEFAULT_SPEC).trim_start_matches('\u{feff}');
+    let plain = |line: &str| if matches!(line.trim_end(), "---" | "...") { "\n".to_owned() } else { format!("{line}\n") };
+    text.lines().map(plain).collect()
+}
+
+/// Under its key in the user data; one without a word in it wants nothing.
+fn nested(spec: &str) -> String {
+    let says = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    if !spec.lines().any(says) {
+        return "spec: {}\n".to_owned();
+    }
+    let lines: String = spec.lines().map(|line| format!("  {line}\n")).collect();
+    format!("spec:\n{lines}")
 }
 
 /// The fixed address of coordinator Z (from 1).
@@ -180,4 +195,28 @@ pub(super) fn coordinator_address(network: u8, which: usize) -> String {
 /// As clients name them.
 pub(super) fn coordinators(network: u8) -> Vec<String> {
     (1..=ZONES.len()).map(|which| format!("{}:{COORDINATOR_PORT}", coordinator_address(network, which))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pasted(text: &str) -> String {
+        let mut options = UpOptions::new("dev", "/tmp/x".into());
+        options.spec_yaml = Some(text.to_owned());
+        nested(&spec(&options))
+    }
+
+    #[test]
+    fn a_spec_with_a_documents_marks_is_user_data_all_the_same() {
+        assert_eq!(pasted("roles: {}\r\n"), "spec:\n  roles: {}\n");
+        assert_eq!(pasted("\u{feff}# mine\n---\nroles: {}\n...\n"), "spec:\n  # mine\n  \n  roles: {}\n  \n");
+    }
+
+    #[test]
+    fn a_spec_without_a_word_wants_nothing() {
+        for text in ["", "\n", "# later\n", "---\n"] {
+            assert_eq!(pasted(text), "spec: {}\n", "{text:?}");
+        }
+    }
 }

@@ -11,11 +11,14 @@ use vp_trust::Rank;
 use super::{Record, trust};
 use crate::keeper::launcher::Launcher;
 
+/// The exports that follow what moves: brokers, ZooKeeper, Spark's masters.
+const MOVING: [&str; 3] = ["KAFKA_BOOTSTRAP_SERVERS", "ZOOKEEPER_CONNECT", "SPARK_MASTER_URL"];
+
 pub(super) async fn exports(record: &Record, state: &Path) -> Vec<(String, String)> {
     let nodes = node_addresses(record).await;
     let each = |port: u16| nodes.iter().map(|address| format!("{address}:{port}")).collect::<Vec<_>>().join(",");
     let brokers = brokers(record).await.unwrap_or_else(|| each(9092));
-    let moving = [("KAFKA_BOOTSTRAP_SERVERS", brokers), ("ZOOKEEPER_CONNECT", each(2181)), ("SPARK_MASTER_URL", format!("spark://{}", each(7077)))];
+    let moving = MOVING.into_iter().zip([brokers, each(2181), format!("spark://{}", each(7077))]);
     fixed(record, state).into_iter().chain(moving).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
@@ -56,4 +59,24 @@ async fn brokers(record: &Record) -> Option<String> {
     let object: serde_json::Value = serde_json::from_slice(&body).ok()?;
     let names: Vec<&str> = object.get("brokers")?.as_array()?.iter().filter_map(serde_json::Value::as_str).collect();
     (!names.is_empty()).then(|| names.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::{UpOptions, up};
+
+    #[test]
+    fn demo_and_bench_forget_every_export_of_another_region() {
+        let state = Path::new("/tmp/x");
+        let record = up::new_record(&UpOptions::new("dev", state.to_path_buf()), 20);
+        let names: Vec<&str> = fixed(&record, state).into_iter().map(|(name, _)| name).chain(MOVING).collect();
+        for script in ["demo", "bench"] {
+            let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(script)).unwrap();
+            let begin = text.find("AWS_ENDPOINT_URL ").unwrap_or_else(|| panic!("tests/{script} does not list the exports"));
+            let listed: Vec<&str> = text[begin..].split_whitespace().filter(|word| *word != "\\").take(names.len()).collect();
+            let forgotten: Vec<&&str> = names.iter().filter(|name| !listed.contains(name)).collect();
+            assert!(forgotten.is_empty(), "tests/{script} keeps {forgotten:?}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod down;
 mod env;
 mod options;
 mod record;
+mod roles;
 mod services;
 mod status;
 mod trust;
@@ -59,6 +60,9 @@ pub enum RegionError {
     /// An option that cannot be meant.
     #[error("{0}")]
     Invalid(String),
+    /// The wanted spec, in one line that does not name the file it came from.
+    #[error("{0}")]
+    Spec(String),
     /// A service ended or did not answer in time; its log is named.
     #[error("{service} {what}; see {}", log.display())]
     Service { service: &'static str, what: String, log: PathBuf },
@@ -87,7 +91,7 @@ impl Region {
     /// Brings a region up, or repairs one: steps whose result already stands change nothing.
     ///
     /// # Errors
-    /// `Unready` before anything is started; otherwise the step that failed. Running it again goes on from there.
+    /// `Unready`, `Invalid` and `Spec` before anything is started; otherwise the step that failed. Running it again goes on from there.
     pub async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<Self, RegionError> {
         up::up(options, progress).await
     }

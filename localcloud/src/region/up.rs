@@ -21,6 +21,7 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
     let step = Step::begin(progress, "checks");
     checks::options(options)?;
     checks::machine(options)?;
+    checks::spec(options).await?;
     let state = options.state.clone();
     if !Record::is_ours(&state) {
         return Err(RegionError::Foreign(state));
@@ -35,7 +36,7 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
     }
     let mut record = match known {
         Some(record) => record,
-        None => new_record(options, checks::network(options.network)?),
+        None => new_record(options, checks::network(options)?),
     };
     step.done(progress, false);
 
@@ -114,7 +115,7 @@ fn still_fits(record: &Record, options: &UpOptions) -> Result<(), RegionError> {
     }
 }
 
-fn new_record(options: &UpOptions, network: u8) -> Record {
+pub(super) fn new_record(options: &UpOptions, network: u8) -> Record {
     let own = network_of(network);
     let name = &options.name;
     let random = || uuid::Uuid::new_v4().simple().to_string();

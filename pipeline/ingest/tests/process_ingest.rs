@@ -3,6 +3,8 @@
 //! Needs the components (`VP_COMPONENTS`, else the cache); without them the test says so and ends, with CI set it fails.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
+mod function;
+
 use std::{
     collections::BTreeMap,
     net::TcpStream,
@@ -11,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use function::{ETAG, Function, Memory};
 use rdkafka::{
     ClientConfig, Message,
     consumer::{BaseConsumer, Consumer},
@@ -166,6 +169,53 @@ fn check_segments(folder: &Path, plan: &Plan, topic: &Topic) {
     assert_eq!(end.1, hex::encode(Sha256::digest(plan.to_bytes().unwrap())));
 }
 
+fn brokers() -> String {
+    format!(r#"{{"brokers":["{HOST}:9092"],"revision":1}}"#)
+}
+
+/// The S3 of the other cases refuses such a key; one in memory takes it, so that the function really gets it.
+fn a_key_that_leads_out_of_its_folder_is_data_and_never_a_path(folder: &Path) {
+    let (memory, key) = (Memory::start(), "up/../../above.mp4");
+    memory.put(&format!("/uploads/{key}"), std::fs::read(folder.join("one.mp4")).unwrap());
+    memory.put("/cluster/kafka/brokers.json", brokers().into_bytes());
+    let function = Function::start(&folder.join("above"), &memory.url);
+    let (answer, _) = function.invoke("uploads", "up/..%2F..%2Fabove.mp4");
+    let job = JobId::of("uploads", key, ETAG, "default");
+    assert_eq!(answer[0]["outcome"], "planned", "{answer}");
+    assert_eq!(answer[0]["job"], job.as_str());
+    let plan = Plan::from_bytes(&memory.get(&format!("/results/{}", keys::plan(&job))).expect("its plan is stored")).unwrap();
+    assert_eq!((plan.key.as_str(), plan.segments.len(), plan.video.frames), (key, 1, 1));
+}
+
+/// Noise at a quality that keeps it: in each copy a group of pictures over what travels in records, and one below.
+fn large_file(folder: &Path, copies: usize) -> PathBuf {
+    let noise = ["-f", "lavfi", "-i", "testsrc2=size=1280x720:rate=25:duration=1.6,noise=alls=100:allf=t", "-force_key_frames", "1"];
+    let kept = ["-c:v", "libx264", "-preset", "ultrafast", "-qp", "8", "-g", "9999", "-sc_threshold", "0", "noise.mp4"];
+    ffmpeg(folder, &[&noise[..], &kept[..]].concat());
+    std::fs::write(folder.join("list"), "file 'noise.mp4'\n".repeat(copies)).unwrap();
+    ffmpeg(folder, &["-f", "concat", "-safe", "0", "-i", "list", "-c", "copy", "large.mp4"]);
+    folder.join("large.mp4")
+}
+
+async fn a_file_larger_than_the_memory_used_for_it_streams_through(folder: &Path, store: &ObjectStore) {
+    let large = large_file(folder, 6);
+    let bytes = std::fs::metadata(&large).unwrap().len();
+    assert!(bytes > 256 << 20, "{bytes} bytes are not large");
+    store.upload_file("uploads", "large.mp4", &large, "video/mp4", &BTreeMap::new(), &mut |_| {}).await.unwrap();
+    // It is on the disk often enough.
+    std::fs::remove_file(&large).unwrap();
+    let function = Function::start(&folder.join("large"), &format!("http://{HOST}:7070"));
+    let (answer, peaks) = function.invoke("uploads", "large.mp4");
+    assert_eq!(answer[0]["outcome"], "planned", "{answer}");
+    let job: JobId = answer[0]["job"].as_str().unwrap().parse().unwrap();
+    let plan = Plan::from_bytes(&store.get("results", &keys::plan(&job)).await.unwrap().0).unwrap();
+    let in_records: Vec<bool> = plan.segments.iter().map(|segment| segment.parts > 1).collect();
+    assert_eq!(in_records, [false, true].repeat(6), "some by reference, some in records");
+    println!("{} MiB: {} MiB for the program, {} MiB for its largest tool", bytes >> 20, peaks.program >> 10, peaks.tool >> 10);
+    assert!(peaks.program << 10 < bytes / 2, "{} KiB for a file of {bytes} bytes", peaks.program);
+    assert!(peaks.tool > 0 && peaks.tool << 10 < bytes / 2, "{} KiB for ffmpeg or ffprobe on a file of {bytes} bytes", peaks.tool);
+}
+
 struct Case {
     key: &'static str,
     file: &'static str,
@@ -199,7 +249,7 @@ async fn process_every_odd_video_arrives_frame_for_frame_or_is_refused_with_a_se
     for bucket in ["uploads", "results", "cluster"] {
         store.create_bucket(bucket).await.unwrap();
     }
-    store.put("cluster", "kafka/brokers.json", format!(r#"{{"brokers":["{HOST}:9092"],"revision":1}}"#).into(), "application/json").await.unwrap();
+    store.put("cluster", "kafka/brokers.json", brokers().into(), "application/json").await.unwrap();
     let settings = Settings {
         results_bucket: "results".into(),
         cluster_bucket: "cluster".into(),
@@ -382,4 +432,7 @@ async fn process_every_odd_video_arrives_frame_for_frame_or_is_refused_with_a_se
         let won = futures::future::join_all(writers).await.into_iter().filter(|won| *won.as_ref().unwrap()).count();
         assert_eq!(won, 1, "round {round}");
     }
+
+    a_key_that_leads_out_of_its_folder_is_data_and_never_a_path(at);
+    a_file_larger_than_the_memory_used_for_it_streams_through(at, &store).await;
 }

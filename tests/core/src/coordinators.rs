@@ -48,6 +48,8 @@ pub struct Coordinators {
     program: PathBuf,
     folder: PathBuf,
     wanted: Wanted,
+    /// More environment of each member alone.
+    own: Vec<Vec<(String, String)>>,
     addresses: Vec<Ipv4Addr>,
     members: Vec<Option<Program>>,
     root: Arc<Root>,
@@ -102,6 +104,14 @@ impl Coordinators {
     /// # Errors
     /// A program does not start, or nobody leads within 30 s.
     pub async fn start(program: &Path, region: &mut Region, wanted: Wanted, folder: &Path) -> anyhow::Result<Self> {
+        Self::start_each(program, region, wanted, folder, Vec::new()).await
+    }
+
+    /// As [`Coordinators::start`], each member with more environment of its own.
+    ///
+    /// # Errors
+    /// As [`Coordinators::start`].
+    pub async fn start_each(program: &Path, region: &mut Region, wanted: Wanted, folder: &Path, own: Vec<Vec<(String, String)>>) -> anyhow::Result<Self> {
         for (name, yaml) in &wanted.roles {
             let role = folder.join("image/roles").join(name);
             fs::create_dir_all(&role)?;
@@ -120,7 +130,7 @@ impl Coordinators {
         }
         let members = (0..MEMBERS).map(|_| None).collect();
         let (peer, cluster_id) = (root.peer()?, String::new());
-        let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, addresses, members, root, peer, cluster_id };
+        let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, own, addresses, members, root, peer, cluster_id };
         for member in 0..MEMBERS {
             new.start_member(member)?;
         }
@@ -148,14 +158,24 @@ impl Coordinators {
         command.env_clear().env("VP_INSTANCE_ROOT", &root).env("VP_IMAGE", self.folder.join("image"));
         command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", Region::metadata_endpoint(self.addresses[member]));
         command.env("AWS_ACCESS_KEY_ID", "core").env("AWS_SECRET_ACCESS_KEY", "core").env("AWS_REGION", "us-east-1");
-        command.envs(self.wanted.environment.iter().cloned()).envs(environment.iter().copied());
-        self.members[member] = Some(Program::start(command, &self.folder.join(format!("coordinator-{}.log", member + 1)))?);
+        command.envs(self.wanted.environment.iter().cloned()).envs(self.own.get(member).into_iter().flatten().cloned()).envs(environment.iter().copied());
+        self.members[member] = Some(Program::start(command, &self.said(member))?);
         Ok(())
+    }
+
+    /// A member's folder when all are below `folder`.
+    pub fn disk_below(folder: &Path, member: usize) -> PathBuf {
+        folder.join(format!("coordinator-{}", member + 1))
     }
 
     /// A member's folder: its log is below it.
     pub fn disk(&self, member: usize) -> PathBuf {
-        self.folder.join(format!("coordinator-{}", member + 1))
+        Self::disk_below(&self.folder, member)
+    }
+
+    /// What a member has said.
+    pub fn said(&self, member: usize) -> PathBuf {
+        self.folder.join(format!("coordinator-{}.log", member + 1))
     }
 
     /// Where a member serves everybody.

@@ -1,8 +1,9 @@
-//! An eye that never blinks longer than 50 ms: who holds an exclusive slot, by the machine's processes. Two holders at once are the one thing that must
-//! never be, so it looks at processes and asks no part of the cluster.
+//! An eye that never blinks longer than 50 ms: who holds a slot of which there may be one holder, by the machine's processes. Two holders at once are the one
+//! thing that must never be, so it looks at processes and asks no part of the cluster.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -27,7 +28,7 @@ struct Seen {
     violations: Vec<String>,
 }
 
-/// Watches one slot until it is dropped.
+/// Watches slots until it is dropped.
 pub struct Observer {
     stop: Arc<AtomicBool>,
     looks: Arc<AtomicU64>,
@@ -38,10 +39,16 @@ pub struct Observer {
 impl Observer {
     /// Begins to watch `slot` below the instances' folder of a region.
     pub fn watch(instances: PathBuf, slot: &str) -> Self {
+        Self::watch_all(instances, &[slot])
+    }
+
+    /// As [`Observer::watch`], several slots by the same look.
+    pub fn watch_all(instances: PathBuf, slots: &[&str]) -> Self {
         let (stop, looks, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Seen::default())));
-        let (ending, counter, notes, slot) = (stop.clone(), looks.clone(), seen.clone(), slot.to_owned());
+        let (ending, counter, notes) = (stop.clone(), looks.clone(), seen.clone());
+        let slots = slots.iter().map(|slot| (*slot).to_owned()).collect();
         let thread = thread::spawn(move || {
-            let mut known = Known { instances, slot, processes: BTreeMap::new() };
+            let mut known = Known { instances, slots, processes: BTreeMap::new() };
             while !ending.load(Ordering::Relaxed) {
                 let begun = Instant::now();
                 known.look(&notes);
@@ -79,7 +86,7 @@ impl Drop for Observer {
 
 struct Known {
     instances: PathBuf,
-    slot: String,
+    slots: BTreeSet<String>,
     /// What was found out about a process, and when it was first seen.
     processes: BTreeMap<Process, (Instant, Option<Holder>)>,
 }
@@ -95,24 +102,28 @@ impl Known {
                 self.processes.insert(process, (first, holder));
             }
         }
-        let mut holders: BTreeMap<&Holder, Vec<Process>> = BTreeMap::new();
+        let mut slots: BTreeMap<&OsStr, BTreeMap<&Holder, Vec<Process>>> = BTreeMap::new();
         for (process, (_, holder)) in &self.processes {
-            if let Some(holder) = holder {
-                holders.entry(holder).or_default().push(*process);
+            if let Some(holder) = holder
+                && let Some(slot) = holder.0.file_name()
+            {
+                slots.entry(slot).or_default().entry(holder).or_default().push(*process);
             }
         }
-        // A look takes a moment, in which one may end and another begin: at once are only those of which all are still alive after the last was found.
-        holders.retain(|_, processes| processes.iter().any(Process::alive));
-        let Ok(mut seen) = notes.lock() else { return };
-        if holders.len() > 1 {
-            seen.violations.push(format!("{} has two holders at once: {holders:?}", self.slot));
+        for (slot, mut holders) in slots {
+            // A look takes a moment, in which one may end and another begin: at once are only those of which all are still alive after the last was found.
+            holders.retain(|_, processes| processes.iter().any(Process::alive));
+            let Ok(mut seen) = notes.lock() else { return };
+            if holders.len() > 1 {
+                seen.violations.push(format!("{} has two holders at once: {holders:?}", slot.to_string_lossy()));
+            }
+            seen.holders.extend(holders.into_keys().cloned());
         }
-        seen.holders.extend(holders.into_keys().cloned());
     }
 
     fn holder(&self, pid: i32) -> Option<Holder> {
         let mark = PathBuf::from(variable(pid, "VP_SLOT_DIR")?);
-        let ours = mark.starts_with(&self.instances) && mark.file_name().is_some_and(|name| name == self.slot.as_str());
+        let ours = mark.starts_with(&self.instances) && mark.file_name().and_then(OsStr::to_str).is_some_and(|name| self.slots.contains(name));
         let generation = variable(pid, "VP_GENERATION").and_then(|text| text.parse().ok()).unwrap_or(0);
         ours.then_some((mark, generation))
     }
@@ -125,7 +136,11 @@ mod tests {
     use std::process::{Child, Command};
 
     fn holder(folder: &std::path::Path, instance: &str, generation: u64) -> Child {
-        let mark = folder.join(instance).join("root/slots/stream-1");
+        holder_of("stream-1", folder, instance, generation)
+    }
+
+    fn holder_of(slot: &str, folder: &std::path::Path, instance: &str, generation: u64) -> Child {
+        let mark = folder.join(instance).join("root/slots").join(slot);
         Command::new("sleep").arg("600").env("VP_SLOT_DIR", mark).env("VP_GENERATION", generation.to_string()).spawn().unwrap()
     }
 
@@ -148,5 +163,23 @@ mod tests {
             child.wait().unwrap();
         }
         noticed.unwrap();
+    }
+
+    #[test]
+    fn one_holder_each_of_two_slots_is_well_and_two_of_the_second_are_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let observer = Observer::watch_all(folder.path().to_owned(), &["stream-1", "kafka-1"]);
+        let mut children = vec![holder_of("stream-1", folder.path(), "i-1", 3), holder_of("kafka-1", folder.path(), "i-2", 4)];
+        let seen = wait_until("both holders are seen", Duration::from_secs(10), || Ok((observer.holders().len() == 2).then_some(())));
+        let well = observer.violations();
+        children.push(holder_of("kafka-1", folder.path(), "i-3", 4));
+        let noticed = wait_until("two holders are noticed", Duration::from_secs(10), || Ok(observer.violations().first().cloned()));
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        seen.unwrap();
+        assert_eq!(well, Vec::<String>::new());
+        assert!(noticed.unwrap().starts_with("kafka-1 has two holders at once"));
     }
 }

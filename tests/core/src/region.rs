@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 /// Port of the control API and of S3.
 const API_PORT: u16 = 5000;
 const METADATA_PORT: u16 = 1338;
+/// Calls that end an instance.
+const TERMINATING: [&str; 2] = ["TerminateInstanceInAutoScalingGroup", "TerminateInstances"];
 /// Largest object anybody puts.
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 /// A key that signs this region's identity documents; nothing else trusts it.
@@ -42,6 +44,8 @@ pub struct Instance {
 struct World {
     instances: BTreeMap<String, Instance>,
     objects: BTreeMap<String, Bytes>,
+    /// Calls that ask for an instance to be terminated, answered or not.
+    terminations: u64,
     /// Every call of the control API is answered with an error.
     failing: bool,
 }
@@ -104,6 +108,11 @@ impl Region {
         if let Some(instance) = lock(&self.world).instances.get_mut(id) {
             instance.state = "terminated";
         }
+    }
+
+    /// How often anybody has asked for an instance to be terminated, whatever was answered.
+    pub fn terminations(&self) -> u64 {
+        lock(&self.world).terminations
     }
 
     /// An object, if somebody has put it.
@@ -213,6 +222,9 @@ fn control(world: &mut World, form: &str) -> Response {
     let words: Vec<(&str, &str)> = form.split('&').filter_map(|pair| pair.split_once('=')).collect();
     let word = |name: &str| words.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| *value);
     let action = word("Action");
+    if TERMINATING.contains(&action) {
+        world.terminations += 1;
+    }
     if world.failing {
         let error = "<Response><Errors><Error><Code>InternalError</Code><Message>on purpose</Message></Error></Errors></Response>";
         return (StatusCode::INTERNAL_SERVER_ERROR, error).into_response();

@@ -200,6 +200,12 @@ impl Cell {
         coordinators.iter().map(|child| pages(child).unwrap_or(0) * 4 / 1024).collect()
     }
 
+    /// Descriptors that each coordinator holds open.
+    pub fn descriptors(&self) -> Vec<usize> {
+        let coordinators = self.coordinators.lock().unwrap_or_else(PoisonError::into_inner);
+        coordinators.iter().map(|child| fs::read_dir(format!("/proc/{}/fd", child.id())).map_or(0, Iterator::count)).collect()
+    }
+
     /// Every coordinator still lives.
     pub fn all_live(&self) -> bool {
         self.coordinators.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().all(|child| matches!(child.try_wait(), Ok(None)))

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Status};
+use vp_coordinator::api::limits::OPERATOR_CALLS;
 use vp_proto::v1::agent_message::Body;
 use vp_proto::v1::agents_client::AgentsClient;
 use vp_proto::v1::operators_client::OperatorsClient;
@@ -204,6 +205,35 @@ fn hellos_without_end_are_refused_by_their_rate() {
         while let Err(status) = open(cell(), machine.address, &own, machine.hello()).await {
             assert!(status.code() == Code::ResourceExhausted && Instant::now() < deadline, "not admitted again: {status}");
             tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+}
+
+/// Each plan is the leader's work: a loop of them is the cheapest harm that a viewer can do.
+#[test]
+fn plans_without_end_are_refused_by_the_rate_of_whoever_asks_for_them() {
+    attack(async {
+        let mallory = cell().authority.operator(Rank::Viewer, "mallory", cell::now_s()).unwrap();
+        let client = OperatorsClient::new(channel(&mallory, cell().elsewhere(47)).await);
+        let ask = async || client.clone().plan(PlanRequest {}).await;
+        let mut answered = 0;
+        // As many at once as the connection takes, so that a slow machine is no rate.
+        let refusal = loop {
+            let answers = futures::future::join_all((0..24).map(|_| ask())).await;
+            answered += answers.iter().filter(|answer| answer.is_ok()).count();
+            if let Some(status) = answers.into_iter().find_map(Result::err) {
+                break status;
+            }
+            assert!(answered < 20 * OPERATOR_CALLS.burst as usize, "{answered} plans were answered");
+        };
+        refused(Err::<(), _>(refusal), Code::ResourceExhausted, "the viewer mallory calls too often");
+        assert!(answered >= OPERATOR_CALLS.burst as usize, "only {answered}: honest tools may ask as often");
+        // Nobody else pays for it, and the wait is short.
+        status().await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(status) = ask().await {
+            assert!(status.code() == Code::ResourceExhausted && Instant::now() < deadline, "not answered again: {status}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
 }

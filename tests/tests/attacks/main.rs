@@ -18,6 +18,9 @@ use vp_tests::cell::Cell;
 use vp_tests::cell::machine::Machine;
 use vp_trust::Credentials;
 
+/// Descriptors that this program needs: ten thousand half-open connections, and its own.
+const DESCRIPTORS: u64 = 12_000;
+
 /// One cell for the whole program.
 static CELL: OnceLock<Cell> = OnceLock::new();
 
@@ -31,8 +34,17 @@ extern "C" fn leave() {
     }
 }
 
+/// Lets this program and the coordinators that it starts have as many descriptors as they may. An attack that runs out of them is none, and nobody would see it.
+fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit};
+    vp_coordinator::api::limits::raise_descriptors();
+    let (allowed, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    assert!(allowed >= DESCRIPTORS, "attacks need {DESCRIPTORS} descriptors, {allowed} are allowed and {most} at most: raise the hard limit (ulimit -Hn)");
+}
+
 fn cell() -> &'static Cell {
     CELL.get_or_init(|| {
+        raise_descriptors();
         // SAFETY: the function takes nothing and returns nothing.
         unsafe { nix::libc::atexit(leave) };
         Cell::up().unwrap_or_else(|error| panic!("{error:?}"))

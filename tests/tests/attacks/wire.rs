@@ -1,5 +1,6 @@
 //! Attacks below gRPC, under a true certificate: HTTP/2 that never comes to the point. Raw frames, by hand.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
@@ -26,13 +27,18 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// TLS to the first coordinator as a person; nothing is said in HTTP/2 yet.
-pub async fn raw(host: u8) -> std::io::Result<TlsStream<TcpStream>> {
+/// TLS to a coordinator as a person; nothing is said in HTTP/2 yet.
+pub async fn raw_to(coordinator: IpAddr, host: u8) -> std::io::Result<TlsStream<TcpStream>> {
     let own = cell().operator(Rank::Viewer).unwrap();
-    let Way { to, from, tls, .. } = cell().way(cell().coordinator(1), cell().elsewhere(host), Some(&own)).unwrap();
+    let Way { to, from, tls, .. } = cell().way(coordinator, cell().elsewhere(host), Some(&own)).unwrap();
     let socket = TcpSocket::new_v4()?;
     socket.bind((from.unwrap(), 0).into())?;
     tokio_rustls::TlsConnector::from(tls).connect(ServerName::IpAddress(to.ip().into()), socket.connect(to).await?).await
+}
+
+/// As [`raw_to`], to the first coordinator.
+async fn raw(host: u8) -> std::io::Result<TlsStream<TcpStream>> {
+    raw_to(cell().coordinator(1), host).await
 }
 
 /// Waits until the other side has hung up; how long that took.

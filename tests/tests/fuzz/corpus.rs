@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use prost::Message as _;
 use prost_raft::Message as _;
-use raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot, SnapshotMetadata};
 use vp_coordinator::storage::frame::{FrameBuilder, Kind};
+use vp_coordinator::storage::snapshot::{self, Stored};
 use vp_proto::v1::*;
 use vp_trust::request::Fresh;
 use vp_trust::{Authority, Name, Rank, SealingKey, Serial};
@@ -16,8 +17,10 @@ pub fn binary() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let mut files = Vec::new();
     files.extend(peers());
     files.extend(agents());
+    files.extend(operators());
     files.extend(certificates());
     files.extend(log());
+    files.extend(snapshots());
     files
 }
 
@@ -75,15 +78,32 @@ fn agents() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("agent-message", "hello", said(agent_message::Body::Hello(hello))),
         ("agent-message", "heartbeat", said(agent_message::Body::Heartbeat(beat))),
         ("agent-message", "released", said(agent_message::Body::Released(released))),
+        ("desired-set", "node", desired.encode_to_vec()),
         ("coordinator-message", "desired", answer(coordinator_message::Body::Desired(desired))),
         (
             "coordinator-message",
             "ack",
             answer(coordinator_message::Body::Ack(Ack { sequence: 9, renewed: vec![SlotGeneration { slot: slot(), generation: 41 }] })),
         ),
-        ("operator-request", "drain", DrainRequest { instance_id: "i-0ab".into(), undo: true, ..Default::default() }.encode_to_vec()),
-        ("operator-request", "explain", ExplainRequest { slot: slot() }.encode_to_vec()),
     ]
+}
+
+fn operators() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let slot = || Some(SlotRef { role: "kafka".into(), index: 2 });
+    let id = || "i-0ab".to_owned();
+    let once = || "r-1".to_owned();
+    let wanted = WantedCoordinator { id: 4, address: "127.20.1.10".into(), zone: "us-east-1a".into(), group: "dev-coordinator-4".into() };
+    let files = [
+        ("drain", DrainRequest { instance_id: id(), undo: true, ..Default::default() }.encode_to_vec()),
+        ("explain", ExplainRequest { slot: slot() }.encode_to_vec()),
+        ("cordon", CordonRequest { instance_id: id(), undo: true, request_id: once() }.encode_to_vec()),
+        ("move", MoveRequest { slot: slot(), instance_id: id(), empty_disk: true, undo: false, request_id: once() }.encode_to_vec()),
+        ("scale", ScaleRequest { role: "kafka".into(), wanted: 5, request_id: once() }.encode_to_vec()),
+        ("release-brake", ReleaseBrakeRequest { by: "ada".into(), request_id: once() }.encode_to_vec()),
+        ("declare-gone", DeclareGoneRequest { instance_id: id(), by: "ada".into(), request_id: once() }.encode_to_vec()),
+        ("want-coordinators", WantCoordinatorsRequest { add: vec![wanted], remove: vec![2], request_id: once() }.encode_to_vec()),
+    ];
+    files.into_iter().map(|(name, bytes)| ("operator-request", name, bytes)).collect()
 }
 
 fn certificates() -> Vec<(&'static str, &'static str, Vec<u8>)> {
@@ -130,6 +150,14 @@ fn log() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     second.record(Kind::HardState, &HardState { term: 1, vote: 1, commit: 1 }.encode_to_vec()).record(Kind::Entry, &entry.encode_to_vec());
     let segment = [first.finish(1), second.finish(2), vec![0; 700]].concat();
     vec![("log-frame", "segment", segment)]
+}
+
+fn snapshots() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut snapshot = Snapshot { data: b"state".to_vec(), ..Default::default() };
+    snapshot.set_metadata(SnapshotMetadata { conf_state: Some(ConfState { voters: vec![1, 2, 3], ..Default::default() }), index: 9, term: 3 });
+    snapshot::write(folder.path(), &Stored { snapshot, received: true }).unwrap();
+    vec![("stored-snapshot", "received", std::fs::read(folder.path().join("snapshot")).unwrap())]
 }
 
 /// Writes them below `corpus`.

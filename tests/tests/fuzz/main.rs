@@ -8,6 +8,7 @@
 mod corpus;
 mod mutate;
 mod parsers;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

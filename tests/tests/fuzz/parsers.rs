@@ -5,11 +5,17 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use prost::Message as _;
+use vp_agent::generations::Memory;
 use vp_agent::imds::Metadata;
 use vp_agent::settings::{Places, Settings};
+use vp_agent::slot::Slot;
+use vp_coordinator::machine::ClusterMachine;
+use vp_coordinator::raft::Machine as _;
 use vp_coordinator::storage::frame::{self, Found};
 use vp_proto::v1;
 use vp_trust::{Authority, Certificate, Name, Request, SealingKey};
+
+use super::snapshots;
 
 /// From bytes to "accepted".
 type Parser = fn(&[u8]) -> bool;
@@ -26,8 +32,13 @@ pub const PARSERS: &[(&str, Parser)] = &[
     ("operator-request", operator_request),
     ("log-frame", log_frame),
     ("log-entry", log_entry),
+    ("cluster-state", cluster_state),
+    ("saved-snapshot", snapshots::saved),
+    ("stored-snapshot", snapshots::stored),
     ("coordinator-user-data", coordinator_user_data),
     ("agent-user-data", agent_user_data),
+    ("agent-generations", agent_generations),
+    ("desired-set", desired_set),
     ("identity-document", identity_document),
     ("certificate", certificate),
     ("certificate-request", certificate_request),
@@ -75,6 +86,24 @@ fn coordinator_message(bytes: &[u8]) -> bool {
     true
 }
 
+/// What an agent kept of the set taken last: read again when it starts.
+fn desired_set(bytes: &[u8]) -> bool {
+    v1::Desired::decode(bytes).is_ok_and(|desired| {
+        let _ = vp_agent::translate::wanted(&desired, [].iter());
+        true
+    })
+}
+
+/// An agent's memory of generations. What is read is kept as it was read, and goes on from there.
+fn agent_generations(bytes: &[u8]) -> bool {
+    let Ok(memory) = Memory::decode(bytes) else { return false };
+    assert_eq!(Memory::decode(&memory.encode().unwrap()).unwrap(), memory);
+    let slot = Slot::new("kafka", 2).unwrap();
+    let next = memory.taking(u64::MAX, u64::MAX, &[(slot.clone(), 41)]).unwrap().releasing(&slot, 41);
+    assert!(next.known(&slot).accepted >= 41 && next.known(&slot).released >= 41);
+    true
+}
+
 fn enroll_request(bytes: &[u8]) -> bool {
     v1::EnrollRequest::decode(bytes).is_ok_and(|asked| {
         let _ = Request::read(&asked.certificate_request);
@@ -97,12 +126,23 @@ fn coordinator_claim(bytes: &[u8]) -> bool {
     serde_json::from_slice::<vp_coordinator::claims::Claim>(bytes).is_ok()
 }
 
+/// Which call it is the path says: each request is read as every one of them.
 fn operator_request(bytes: &[u8]) -> bool {
-    let drain = v1::DrainRequest::decode(bytes).is_ok();
-    let explain = v1::ExplainRequest::decode(bytes).is_ok();
-    let events = v1::EventsRequest::decode(bytes).is_ok();
-    let others = v1::WantCoordinatorsRequest::decode(bytes).is_ok() || v1::ApplyRequest::decode(bytes).is_ok() || v1::MoveRequest::decode(bytes).is_ok();
-    drain || explain || events || others
+    let named = |slot: Option<v1::SlotRef>| drop(slot.map(|slot| slot.to_string().parse::<vp_cluster::SlotId>()));
+    let read = [
+        v1::StatusRequest::decode(bytes).is_ok(),
+        v1::ExplainRequest::decode(bytes).map(|asked| named(asked.slot)).is_ok(),
+        v1::EventsRequest::decode(bytes).is_ok(),
+        v1::DrainRequest::decode(bytes).is_ok(),
+        v1::CordonRequest::decode(bytes).is_ok(),
+        v1::MoveRequest::decode(bytes).map(|asked| named(asked.slot)).is_ok(),
+        v1::ScaleRequest::decode(bytes).is_ok(),
+        v1::ApplyRequest::decode(bytes).is_ok(),
+        v1::ReleaseBrakeRequest::decode(bytes).is_ok(),
+        v1::DeclareGoneRequest::decode(bytes).is_ok(),
+        v1::WantCoordinatorsRequest::decode(bytes).is_ok(),
+    ];
+    read.contains(&true)
 }
 
 /// A whole segment, as at a start: frame after frame, and each one's records.
@@ -124,6 +164,18 @@ fn log_frame(bytes: &[u8]) -> bool {
 
 fn log_entry(bytes: &[u8]) -> bool {
     serde_json::from_slice::<vp_coordinator::machine::Entry>(bytes).is_ok()
+}
+
+/// The cluster's state, as snapshots and the cache of what was applied hold it.
+fn cluster_state(bytes: &[u8]) -> bool {
+    let (mut machine, _state, _reached) = ClusterMachine::new();
+    if machine.restore(bytes).is_err() {
+        return false;
+    }
+    let (mut again, _state, _reached) = ClusterMachine::new();
+    again.restore(&machine.snapshot()).unwrap();
+    assert_eq!(again.state(), machine.state());
+    true
 }
 
 fn coordinator_user_data(bytes: &[u8]) -> bool {

@@ -33,10 +33,14 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
             options.nodes = nodes;
             options.instance_type = instance_type;
             options.lease_ms = lease_ms;
-            if let Some(path) = spec {
-                options.spec_yaml = Some(tokio::fs::read_to_string(&path).await.map_err(Failure::file(&path))?);
+            if let Some(path) = &spec {
+                options.spec_yaml = Some(tokio::fs::read_to_string(path).await.map_err(Failure::file(path))?);
             }
-            up(&options, flags, screen, (!no_wait).then(|| Duration::from_secs(timeout))).await
+            let ended = up(&options, flags, screen, (!no_wait).then(|| Duration::from_secs(timeout))).await;
+            ended.map_err(|failure| match &spec {
+                Some(path) => failure.in_file(path),
+                None => failure,
+            })
         }
         DevCommand::Down { keep } => down(state, DownOptions { keep, name: flags.region_name.clone() }, screen).await,
         DevCommand::Status => {

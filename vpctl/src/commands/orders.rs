@@ -50,7 +50,8 @@ pub async fn scale(cluster: &Cluster, screen: &Screen, format: Format, role: &st
 /// Wants what a file says.
 pub async fn apply(cluster: &Cluster, screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> {
     let yaml = std::fs::read_to_string(file).map_err(Failure::file(file))?;
-    tell(screen, format, "apply", "spec", "spec accepted at", cluster.apply(&yaml).await?)
+    let accepted = cluster.apply(&yaml).await.map_err(|failure| failure.in_file(file))?;
+    tell(screen, format, "apply", "spec", "spec accepted at", accepted)
 }
 
 /// Shows the brake, or releases it for the nodes that are silent now.

@@ -1,17 +1,20 @@
 //! One real cluster under faults: three coordinators, four agents, small roles of each fencing class, a lease of two seconds. Judged by what an observer of
-//! the machine's processes sees (never two holders of an exclusive slot), by what the roles themselves write (a lower generation never after a higher one),
-//! and by the cluster being whole again after each fault.
+//! the machine's processes sees (never two holders of an exclusive slot, nor of a quorum's member), by what the roles themselves write (a lower generation
+//! never after a higher one), by nothing acknowledged being forgotten, and by the cluster being whole again after each fault.
+//! Elsewhere: which faults there are (`faults`), those of the machines (`machines`), and most instances silent at once (`silence`).
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
 use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
 use vp_core_tests::channel;
 use vp_core_tests::coordinators::{Coordinators, Wanted};
 use vp_core_tests::group::MEMBERS;
@@ -20,16 +23,24 @@ use vp_core_tests::proxy::Flow;
 use vp_core_tests::region::Region;
 use vp_proto::v1::{ClusterStatus, DrainRequest, StatusRequest, operators_client::OperatorsClient};
 
+use crate::damage;
 use crate::dice::Dice;
-use crate::instances::Instances;
+use crate::disk::Disks;
+use crate::faults::{self, Fault};
+use crate::hardware::Hardware;
+use crate::instances::{Instances, Programs};
 use crate::points;
-use crate::tally::Tally;
+use crate::tally::{Enough, Tally};
 
-const LEASE_MS: u64 = 2000;
-const NODES: usize = 4;
+pub const LEASE_MS: u64 = 2000;
+pub const NODES: usize = 4;
+/// Room for a coordinator: two segments of its log, snapshots, the cache, and as much again.
+const DISK_MIB: u32 = 64;
 const WHOLE_WITHIN: Duration = Duration::from_secs(90);
 /// The exclusive slots, which must never have two holders.
 const EXCLUSIVE: [&str; 2] = ["solid-1", "solid-2"];
+/// A quorum's members: none is started elsewhere while it runs.
+const QUORUM: [&str; 3] = ["calm-1", "calm-2", "calm-3"];
 
 /// Writes its generation to a place that all instances share: an effect that a lower generation must not have after a higher one.
 fn solid(effects: &Path) -> String {
@@ -45,69 +56,22 @@ fn beating(fencing: &str) -> String {
     )
 }
 
-/// What can be done to a real cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    CoordinatorKill,
-    LeaderKill,
-    CoordinatorPause,
-    CoordinatorFailPoint,
-    AgentKill,
-    AgentPause,
-    AgentFailPoint,
-    InstanceCut,
-    InstanceOneWay,
-    InstanceReset,
-    InstanceLost,
-    Drain,
-    CloudFails,
-}
-
-const FAULTS: [(Fault, usize); 13] = [
-    (Fault::CoordinatorKill, 2),
-    (Fault::LeaderKill, 2),
-    (Fault::CoordinatorPause, 2),
-    (Fault::CoordinatorFailPoint, 4),
-    (Fault::AgentKill, 3),
-    (Fault::AgentPause, 3),
-    (Fault::AgentFailPoint, 6),
-    (Fault::InstanceCut, 3),
-    (Fault::InstanceOneWay, 3),
-    (Fault::InstanceReset, 2),
-    (Fault::InstanceLost, 2),
-    (Fault::Drain, 2),
-    (Fault::CloudFails, 1),
-];
-
-impl Fault {
-    fn name(self) -> &'static str {
-        match self {
-            Self::CoordinatorKill => "coordinator killed",
-            Self::LeaderKill => "leading coordinator killed",
-            Self::CoordinatorPause => "coordinator paused",
-            Self::CoordinatorFailPoint => "coordinator's fail point",
-            Self::AgentKill => "agent killed",
-            Self::AgentPause => "agent paused",
-            Self::AgentFailPoint => "agent's fail point",
-            Self::InstanceCut => "instance cut off",
-            Self::InstanceOneWay => "instance heard but not hearing, or the other way",
-            Self::InstanceReset => "instance's connections reset",
-            Self::InstanceLost => "instance gone without a word",
-            Self::Drain => "instance drained and taken back",
-            Self::CloudFails => "EC2 answers with errors",
-        }
-    }
-}
-
 /// What one cluster is to go through.
 pub struct Plan {
     pub network: u8,
     pub seed: u64,
     pub until: Instant,
-    pub injections: u64,
+    /// Stop when all clusters together have done so much.
+    pub enough: Enough,
+    /// Only faults with one of these texts in their names.
+    pub only: Vec<String>,
     pub folder: PathBuf,
     pub coordinator: PathBuf,
     pub agent: PathBuf,
+    /// The shared library of faults.
+    pub preload: PathBuf,
+    /// More environment of the coordinators, for planted bugs.
+    pub environment: Vec<(String, String)>,
 }
 
 /// What was looked at.
@@ -120,36 +84,38 @@ pub struct Seen {
 /// Runs one cluster to its end.
 ///
 /// # Errors
-/// Two holders, an effect out of order, or a cluster that does not become whole again.
+/// Two holders, an effect out of order, something acknowledged that is forgotten, a move by silence that is not to be believed, or a cluster that does not
+/// become whole again.
 pub async fn run(plan: Plan, tally: Arc<Tally>) -> anyhow::Result<Seen> {
+    let chosen = faults::chosen(&plan.only)?;
     let effects = plan.folder.join("effects");
     fs::create_dir_all(&effects)?;
-    let roles = vec![("solid", solid(&effects)), ("calm", beating("quorum")), ("busy", beating("disposable"))];
-    let slots = BTreeMap::from([("solid", 2), ("calm", 3), ("busy", 2)]);
-    let wanted = Wanted { lease_ms: LEASE_MS, roles, slots, environment: Vec::new() };
-    let mut region = Region::start(plan.network).await?;
-    let coordinators = Coordinators::start(&plan.coordinator, &mut region, wanted.clone(), &plan.folder).await?;
-    let addresses = (0..MEMBERS).map(|member| coordinators.address(member)).collect();
-    let mut instances = Instances::new(plan.agent.clone(), plan.folder.clone(), wanted, coordinators.root(), addresses);
-    let admin = coordinators.root().admin()?;
-    for _ in 0..NODES {
-        instances.boot(&mut region).await?;
-    }
-    let observers: Vec<Observer> = EXCLUSIVE.iter().map(|slot| Observer::watch(instances.disks(), slot)).collect();
-    let mut trial = Trial { region, coordinators, admin, instances, dice: Dice::new(plan.seed), network: plan.network, gone: None };
+    let mut trial = Box::pin(Trial::start(&plan, &effects)).await?;
+    let watched = [&EXCLUSIVE[..], &QUORUM[..]].concat();
+    let observer = Observer::watch_all(trial.instances.disks(), &watched);
     trial.whole().await?;
-    let all: Vec<Fault> = FAULTS.iter().flat_map(|(fault, weight)| std::iter::repeat_n(*fault, *weight)).collect();
-    while Instant::now() < plan.until && tally.total() < plan.injections {
-        let fault = *trial.dice.pick(&all);
+    // However short the run, this one is in it; the others come as the dice fall.
+    let mut first = Some(Fault::MostSilent).filter(|fault| chosen.contains(fault));
+    while Instant::now() < plan.until && !tally.has(plan.enough) {
+        let fault = first.take().unwrap_or_else(|| *trial.dice.pick(&chosen));
         let told = || format!("cluster {}: {}", plan.network, fault.name());
-        let struck = trial.inject(fault).await.with_context(told)?;
+        let struck = Box::pin(trial.inject(fault)).await.with_context(told)?;
         let healed = trial.whole().await.with_context(told)?;
         tally.add(fault.name(), struck, healed);
-        let violations: Vec<String> = observers.iter().flat_map(Observer::violations).collect();
+        if fault.is_blow() {
+            tally.add_blow();
+        }
+        let violations = observer.violations();
         ensure!(violations.is_empty(), "{}: {}", told(), violations.join("\n"));
     }
-    let in_order = ordered(&effects)?;
-    Ok(Seen { looks: observers.iter().map(Observer::looks).sum(), holders: observers.iter().map(|one| one.holders().len()).sum(), effects: in_order })
+    Ok(Seen { looks: observer.looks(), holders: observer.holders().len(), effects: ordered(&effects)? })
+}
+
+/// Roles of each class, and how many slots of each.
+fn wanted(effects: &Path, environment: &[(String, String)]) -> Wanted {
+    let roles = vec![("solid", solid(effects)), ("calm", beating("quorum")), ("busy", beating("disposable"))];
+    let slots = BTreeMap::from([("solid", 2), ("calm", 3), ("busy", 2)]);
+    Wanted { lease_ms: LEASE_MS, roles, slots, environment: environment.to_vec() }
 }
 
 /// Effects in the order in which they happened: a generation never comes after a higher one, and belongs to one instance. How many there were.
@@ -170,27 +136,53 @@ fn ordered(effects: &Path) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-struct Trial {
-    region: Region,
-    coordinators: Coordinators,
+/// One cluster and everything that is known of it.
+pub struct Trial {
+    pub region: Region,
+    pub coordinators: Coordinators,
+    pub instances: Instances,
+    pub dice: Dice,
+    /// What each coordinator runs on.
+    pub hardware: Vec<Hardware>,
+    pub disks: Disks,
     admin: Arc<ClientConfig>,
-    instances: Instances,
-    dice: Dice,
     network: u8,
     /// An instance that was destroyed: the cluster is not whole before it has noticed.
     gone: Option<String>,
+    /// The newest revision that was acknowledged or shown, and slots' generations then: nothing may be older from then on.
+    revision: AtomicU64,
+    generations: BTreeMap<String, u64>,
 }
 
 impl Trial {
+    async fn start(plan: &Plan, effects: &Path) -> anyhow::Result<Self> {
+        let disks = Disks::mount((0..MEMBERS).map(|member| Coordinators::disk_below(&plan.folder, member)), DISK_MIB);
+        let machine = |member: usize| Hardware::new(&plan.preload, &plan.folder.join(format!("hardware-{}", member + 1)));
+        let hardware = (0..MEMBERS).map(machine).collect::<anyhow::Result<Vec<_>>>()?;
+        let own = hardware.iter().map(Hardware::environment).collect();
+        let wanted = wanted(effects, &plan.environment);
+        let mut region = Region::start(plan.network).await?;
+        let coordinators = Coordinators::start_each(&plan.coordinator, &mut region, wanted.clone(), &plan.folder, own).await?;
+        let addresses = (0..MEMBERS).map(|member| coordinators.address(member)).collect();
+        let programs = Programs { agent: plan.agent.clone(), preload: plan.preload.clone() };
+        let mut instances = Instances::new(programs, plan.folder.clone(), wanted, coordinators.root(), addresses);
+        for _ in 0..NODES {
+            instances.boot(&mut region).await?;
+        }
+        let (admin, dice) = (coordinators.root().admin()?, Dice::new(plan.seed));
+        let (revision, generations) = (AtomicU64::new(0), BTreeMap::new());
+        Ok(Self { region, coordinators, instances, dice, hardware, disks, admin, network: plan.network, gone: None, revision, generations })
+    }
+
     async fn inject(&mut self, fault: Fault) -> anyhow::Result<bool> {
         let member = self.dice.below(MEMBERS);
         let ids = self.instances.ids();
         let id = self.dice.pick(&ids).clone();
         match fault {
-            Fault::CoordinatorKill => self.restart(member, None, 0, 2500).await?,
+            Fault::CoordinatorKill => self.restart(member, 0, 2500).await?,
             Fault::LeaderKill => {
                 let leader = self.coordinators.leader(Duration::from_secs(30)).await?;
-                self.restart(leader, None, 0, 2500).await?;
+                self.restart(leader, 0, 2500).await?;
             }
             Fault::CoordinatorPause => {
                 let pause = self.dice.between_ms(100, 4000);
@@ -206,9 +198,14 @@ impl Trial {
                 let held = self.dice.between_ms(1000, 4000);
                 self.hold(held).await?;
                 let ended = self.coordinators.process_mut(member).is_none_or(|process| !process.runs());
-                self.restart(member, None, 0, 200).await?;
+                self.restart(member, 0, 200).await?;
                 return Ok(ended || !armed.ends);
             }
+            Fault::CoordinatorPower => return self.lose_power(&[member], &id).await,
+            Fault::CoordinatorPowerAll => return self.lose_power(&[0, 1, 2], &id).await,
+            Fault::CoordinatorClock => self.coordinator_clock(member).await?,
+            Fault::CoordinatorFullDisk => return self.coordinator_full_disk(member).await,
+            Fault::CoordinatorBitFlip => return damage::flip_a_bit(&mut self.coordinators, member, &mut self.dice).await,
             Fault::AgentKill => {
                 self.node(&id, |node| node.kill_agent());
                 let down = self.dice.between_ms(0, 3000);
@@ -222,6 +219,7 @@ impl Trial {
                 self.node(&id, |node| node.signal(Signal::SIGCONT));
             }
             Fault::AgentFailPoint => return self.agent_fail_point(&id).await,
+            Fault::AgentClock => self.agent_clock(&id).await?,
             Fault::InstanceCut => self.cut(&id, Flow::Cut, Flow::Cut).await?,
             Fault::InstanceOneWay => {
                 let (forth, back) = if self.dice.below(2) == 0 { (Flow::Cut, Flow::Open) } else { (Flow::Open, Flow::Cut) };
@@ -233,6 +231,7 @@ impl Trial {
                 self.node(&id, |node| node.destroy_quietly());
                 self.gone = Some(id);
             }
+            Fault::MostSilent => self.most_silent().await?,
             Fault::Drain => self.drain(&id).await?,
             Fault::CloudFails => {
                 self.region.fail(true);
@@ -251,14 +250,12 @@ impl Trial {
         }
     }
 
-    async fn restart(&mut self, member: usize, armed: Option<&str>, least_ms: u64, most_ms: u64) -> anyhow::Result<()> {
+    /// A coordinator is down for a while.
+    pub async fn restart(&mut self, member: usize, least_ms: u64, most_ms: u64) -> anyhow::Result<()> {
         self.coordinators.kill(member);
         let down = self.dice.between_ms(least_ms, most_ms);
         self.hold(down).await?;
-        match armed {
-            Some(text) => self.coordinators.start_member_with(member, &[("FAILPOINTS", text)]),
-            None => self.coordinators.start_member(member),
-        }
+        self.coordinators.start_member(member)
     }
 
     async fn cut(&mut self, id: &str, forth: Flow, back: Flow) -> anyhow::Result<()> {
@@ -294,7 +291,11 @@ impl Trial {
         self.order_drain(id, false).await?;
         let held = self.dice.between_ms(500, 3000);
         self.hold(held).await?;
-        // What is drained must be taken back: of an unknown outcome, again.
+        self.take_back(id).await
+    }
+
+    /// What is drained must be taken back: of an unknown outcome, again.
+    pub async fn take_back(&mut self, id: &str) -> anyhow::Result<()> {
         for _ in 0..10 {
             if self.order_drain(id, true).await? {
                 break;
@@ -305,12 +306,15 @@ impl Trial {
     }
 
     /// True: it is decided, one way or the other.
-    async fn order_drain(&self, id: &str, undo: bool) -> anyhow::Result<bool> {
+    pub async fn order_drain(&self, id: &str, undo: bool) -> anyhow::Result<bool> {
         let leader = self.coordinators.leader(Duration::from_secs(30)).await?;
         let asked = async {
             let channel = channel::open(self.coordinators.address(leader), None, Some(self.admin.clone())).await.ok()?;
             match OperatorsClient::new(channel).drain(DrainRequest { instance_id: id.to_owned(), undo, request_id: String::new() }).await {
-                Ok(_) => Some(true),
+                Ok(accepted) => {
+                    self.revision.fetch_max(accepted.into_inner().revision, Ordering::Relaxed);
+                    Some(true)
+                }
                 // Its leader word is in the metadata; without it the order itself was refused.
                 Err(status) => Some(status.code() == tonic::Code::FailedPrecondition && status.metadata().get(vp_proto::LEADER_KEY).is_none()),
             }
@@ -319,7 +323,7 @@ impl Trial {
     }
 
     /// Time passes; the region goes on terminating and booting, and daemons that ended are started again.
-    async fn hold(&mut self, length: Duration) -> anyhow::Result<()> {
+    pub async fn hold(&mut self, length: Duration) -> anyhow::Result<()> {
         let until = Instant::now() + length;
         loop {
             self.tend().await?;
@@ -332,7 +336,7 @@ impl Trial {
     }
 
     /// What EC2 and boot programs do.
-    async fn tend(&mut self) -> anyhow::Result<()> {
+    pub async fn tend(&mut self) -> anyhow::Result<()> {
         for id in self.region.dying() {
             self.instances.nodes.remove(&id);
             self.region.terminated(&id);
@@ -356,20 +360,8 @@ impl Trial {
             }
             match timeout(Duration::from_secs(2), self.status()).await {
                 Ok(Ok(status)) => {
-                    let mut wanting: Vec<String> = status
-                        .services
-                        .iter()
-                        .filter(|service| service.healthy < service.wanted)
-                        .map(|service| format!("{} {}/{}", service.role, service.healthy, service.wanted))
-                        .collect();
-                    wanting.extend(
-                        status
-                            .nodes
-                            .iter()
-                            .filter(|node| Some(&node.instance_id) == self.gone.as_ref())
-                            .map(|node| format!("{} is gone, and {}", node.instance_id, node.lifecycle)),
-                    );
-                    last = wanting.join(", ");
+                    self.remember(&status)?;
+                    last = self.wanting(&status).join(", ");
                     if last.is_empty() && !status.services.is_empty() {
                         self.gone = None;
                         return Ok(begun.elapsed());
@@ -383,9 +375,39 @@ impl Trial {
         bail!("cluster {} is not whole again after {} s: {last}", self.network, WHOLE_WITHIN.as_secs())
     }
 
-    async fn status(&self) -> anyhow::Result<ClusterStatus> {
+    /// What keeps the cluster from being whole.
+    fn wanting(&self, status: &ClusterStatus) -> Vec<String> {
+        let services = status.services.iter().filter(|service| service.healthy < service.wanted);
+        let services = services.map(|service| format!("{} {}/{}", service.role, service.healthy, service.wanted));
+        let nodes = status.nodes.iter().filter(|node| Some(&node.instance_id) == self.gone.as_ref());
+        let nodes = nodes.map(|node| format!("{} is gone, and {}", node.instance_id, node.lifecycle));
+        let coordinators = status.coordinators.iter().filter(|coordinator| !coordinator.reachable);
+        services.chain(nodes).chain(coordinators.map(|coordinator| format!("coordinator {} is not reachable", coordinator.id))).collect()
+    }
+
+    /// What was once acknowledged or shown stays: power, disks and elections take nothing of it back.
+    fn remember(&mut self, status: &ClusterStatus) -> anyhow::Result<()> {
+        // Nobody leads: a copy that may be old.
+        if status.leader_id == 0 {
+            return Ok(());
+        }
+        let known = self.revision.fetch_max(status.revision, Ordering::Relaxed);
+        ensure!(status.revision >= known, "revision {} is shown, and {known} was acknowledged before", status.revision);
+        for slot in &status.slots {
+            let name = slot.slot.as_ref().map(ToString::to_string).unwrap_or_default();
+            let known = self.generations.insert(name.clone(), slot.generation).unwrap_or(0);
+            ensure!(slot.generation >= known, "{name} is at generation {}, and was at {known} before", slot.generation);
+        }
+        Ok(())
+    }
+
+    /// A client of the leader, as an admin.
+    pub async fn operators(&self) -> anyhow::Result<OperatorsClient<Channel>> {
         let leader = self.coordinators.leader(Duration::from_millis(1500)).await?;
-        let channel = channel::open(self.coordinators.address(leader), None, Some(self.admin.clone())).await?;
-        Ok(OperatorsClient::new(channel).status(StatusRequest { stale: false }).await?.into_inner())
+        Ok(OperatorsClient::new(channel::open(self.coordinators.address(leader), None, Some(self.admin.clone())).await?))
+    }
+
+    pub async fn status(&self) -> anyhow::Result<ClusterStatus> {
+        Ok(self.operators().await?.status(StatusRequest { stale: false }).await?.into_inner())
     }
 }

@@ -6,26 +6,20 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Room for a log that is compacted all the time, its snapshot and the cache.
-const OPTIONS: &str = "size=24m,mode=0700";
 const FILLER: &str = "filler";
 
 /// The disks of one cluster; unmounted when dropped.
 pub struct Disks {
-    mounted: Vec<PathBuf>,
+    /// By member; none: it is a folder.
+    mounted: Vec<Option<PathBuf>>,
 }
 
 impl Disks {
-    /// Mounts one for each member below `folder`.
-    pub fn mount(folder: &Path, members: usize) -> Self {
-        let mut mounted = Vec::new();
-        for member in 0..members {
-            let at = folder.join(format!("{}/disk", member + 1));
-            if fs::create_dir_all(&at).is_ok() && mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), Some(OPTIONS)).is_ok() {
-                mounted.push(at);
-            }
-        }
-        Self { mounted }
+    /// Mounts one of `mib` MiB for each member.
+    pub fn mount(members: impl Iterator<Item = PathBuf>, mib: u32) -> Self {
+        let options = format!("size={mib}m,mode=0700");
+        let mounts = |at: &Path| fs::create_dir_all(at).is_ok() && mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).is_ok();
+        Self { mounted: members.map(|at| mounts(&at).then_some(at)).collect() }
     }
 
     /// Leaves no room on a member's disk. False: it is a folder.
@@ -33,7 +27,7 @@ impl Disks {
     /// # Errors
     /// Something else than the disk being full.
     pub fn fill(&self, member: usize) -> anyhow::Result<bool> {
-        let Some(disk) = self.mounted.get(member) else { return Ok(false) };
+        let Some(Some(disk)) = self.mounted.get(member) else { return Ok(false) };
         let mut bytes = 64 << 20;
         let file = fs::File::create(disk.join(FILLER))?;
         let mut length = 0;
@@ -54,15 +48,15 @@ impl Disks {
     /// The file system's.
     pub fn empty(&self, member: usize) -> anyhow::Result<()> {
         match self.mounted.get(member) {
-            Some(disk) => Ok(fs::remove_file(disk.join(FILLER))?),
-            None => Ok(()),
+            Some(Some(disk)) => Ok(fs::remove_file(disk.join(FILLER))?),
+            _ => Ok(()),
         }
     }
 }
 
 impl Drop for Disks {
     fn drop(&mut self) {
-        for disk in &self.mounted {
+        for disk in self.mounted.iter().flatten() {
             let _ = umount2(disk, MntFlags::MNT_DETACH);
         }
     }

@@ -23,6 +23,8 @@ use vp_core_tests::region::{Instance, Region};
 use vp_core_tests::root::Root;
 use vp_proto::COORDINATOR_PORT;
 
+use crate::hardware::Hardware;
+
 /// First host number of instances in their zone's network.
 const FIRST_HOST: u8 = 20;
 /// Host numbers are used again after so many instances; the ids never are.
@@ -34,11 +36,19 @@ pub struct Node {
     address: Ipv4Addr,
     agent: Option<Program>,
     links: Vec<Proxy>,
+    hardware: Hardware,
+}
+
+/// What an instance runs.
+pub struct Programs {
+    pub agent: PathBuf,
+    /// The shared library of faults, under which it runs.
+    pub preload: PathBuf,
 }
 
 /// All instances of one cluster.
 pub struct Instances {
-    program: PathBuf,
+    programs: Programs,
     folder: PathBuf,
     wanted: Wanted,
     root: Arc<Root>,
@@ -48,8 +58,8 @@ pub struct Instances {
 }
 
 impl Instances {
-    pub fn new(program: PathBuf, folder: PathBuf, wanted: Wanted, root: Arc<Root>, coordinators: Vec<SocketAddr>) -> Self {
-        Self { program, folder, wanted, root, coordinators, booted: 0, nodes: BTreeMap::new() }
+    pub fn new(programs: Programs, folder: PathBuf, wanted: Wanted, root: Arc<Root>, coordinators: Vec<SocketAddr>) -> Self {
+        Self { programs, folder, wanted, root, coordinators, booted: 0, nodes: BTreeMap::new() }
     }
 
     /// The folder of all instances' disks.
@@ -83,10 +93,11 @@ impl Instances {
         for folder in [root.clone(), root.with_file_name("volumes")] {
             fs::create_dir_all(folder)?;
         }
+        let hardware = Hardware::new(&self.programs.preload, &root.with_file_name("hardware"))?;
         // As after an earlier enrolment: the call back that a new one takes cannot come from a proxy's address.
         let agent = Layout::new(root.clone(), root.with_file_name("volumes")).agent();
         self.root.node(&id, address.into())?.save(&agent.join("certificate"))?;
-        self.nodes.insert(id.clone(), Node { root, address, agent: None, links });
+        self.nodes.insert(id.clone(), Node { root, address, agent: None, links, hardware });
         self.start_agent(&id, None)?;
         Ok(id)
     }
@@ -97,10 +108,11 @@ impl Instances {
     /// The program does not start.
     pub fn start_agent(&mut self, id: &str, fail_points: Option<&str>) -> anyhow::Result<()> {
         let Some(node) = self.nodes.get_mut(id) else { return Ok(()) };
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.programs.agent);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("VP_INSTANCE_ROOT", &node.root).env("VP_VOLUMES", node.root.with_file_name("volumes")).env("VP_IMAGE", self.folder.join("image"));
         command.env("VP_COMPONENTS", &self.folder).env("AWS_EC2_METADATA_SERVICE_ENDPOINT", Region::metadata_endpoint(node.address));
+        command.envs(node.hardware.clock_environment());
         if let Some(armed) = fail_points {
             command.env("FAILPOINTS", armed);
         }
@@ -150,6 +162,14 @@ impl Node {
         for link in &self.links {
             link.set(forth, back);
         }
+    }
+
+    /// The agent's wall clock jumps, seconds from the truth.
+    ///
+    /// # Errors
+    /// The offset cannot be written.
+    pub fn set_clock(&self, seconds: i64) -> anyhow::Result<()> {
+        self.hardware.set_clock(seconds)
     }
 
     /// Every connection to a coordinator is broken.

@@ -3,12 +3,17 @@
 
 mod clients;
 mod daemons;
+mod damage;
 mod dice;
 mod disk;
+mod faults;
+mod hardware;
 mod instances;
+mod machines;
 mod members;
 mod points;
 mod registers;
+mod silence;
 mod tally;
 
 use std::path::PathBuf;
@@ -21,7 +26,12 @@ use tokio::task::JoinSet;
 use vp_core_tests::history;
 
 use crate::members::Programs;
-use crate::tally::Tally;
+use crate::tally::{Enough, Tally};
+
+/// A run of no less than this is the whole: it must have seen [`WHOLE_BLOWS`].
+const WHOLE_SECONDS: u64 = 3300;
+const WHOLE_INJECTIONS: u64 = 2000;
+const WHOLE_BLOWS: u64 = 500;
 
 /// Words of the command.
 #[derive(Parser)]
@@ -33,11 +43,18 @@ struct Arguments {
     #[arg(long, default_value_t = 2)]
     real: u8,
     /// No injection begins after so long, seconds.
-    #[arg(long, default_value_t = 3300)]
+    #[arg(long, default_value_t = WHOLE_SECONDS)]
     seconds: u64,
     /// Injections of all clusters together after which it ends.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = WHOLE_INJECTIONS)]
     injections: u64,
+    /// Partitions, pauses and kills on real clusters that must be among them: it goes on until there are so many, and fails with fewer. Else 500 of a whole
+    /// run and none of a shorter one.
+    #[arg(long)]
+    blows: Option<u64>,
+    /// Only these faults on the real clusters, by parts of their names.
+    #[arg(long)]
+    only: Vec<String>,
     /// The faults' seed; else the time.
     #[arg(long)]
     seed: Option<u64>,
@@ -68,6 +85,15 @@ enum Plant {
     StaleRead,
     /// Syncs do nothing: what is acknowledged may be lost with the power.
     NoSync,
+    /// However many fall silent at once, all are believed dead. Needs coordinators with the feature `mutants`: `tests/core/chaos` builds them so.
+    BrakeOff,
+}
+
+impl Arguments {
+    fn enough(&self) -> Enough {
+        let whole = self.seconds >= WHOLE_SECONDS && self.injections >= WHOLE_INJECTIONS;
+        Enough { injections: self.injections, blows: self.blows.unwrap_or(if whole { WHOLE_BLOWS } else { 0 }) }
+    }
 }
 
 #[tokio::main]
@@ -84,11 +110,18 @@ async fn main() -> anyhow::Result<()> {
         ensure!(needed.exists(), "{} is missing", needed.display());
     }
     let mut programs = Programs { register_server, preload: arguments.preload.clone(), arguments: Vec::new(), environment: Vec::new() };
+    let mut of_coordinators = Vec::new();
     match arguments.plant {
         Some(Plant::StaleRead) => programs.arguments.push("--stale-reads".to_owned()),
-        Some(Plant::NoSync) => programs.environment.push(("VP_LIE".to_owned(), "1".to_owned())),
+        Some(Plant::NoSync) => {
+            let lie = ("VP_LIE".to_owned(), "1".to_owned());
+            programs.environment.push(lie.clone());
+            of_coordinators.push(lie);
+        }
+        Some(Plant::BrakeOff) => of_coordinators.push(("VP_MUTANT".to_owned(), "brake-off".to_owned())),
         None => {}
     }
+    let enough = arguments.enough();
     let tally = Arc::new(Tally::default());
     let until = Instant::now() + Duration::from_secs(arguments.seconds);
     let mut clusters = JoinSet::new();
@@ -113,10 +146,13 @@ async fn main() -> anyhow::Result<()> {
             network: arguments.network + arguments.clusters + number,
             seed: seed.wrapping_mul(37).wrapping_add(u64::from(number)),
             until,
-            injections: arguments.injections,
+            enough,
+            only: arguments.only.clone(),
             folder,
             coordinator: coordinator.clone(),
             agent: agent.clone(),
+            preload: arguments.preload.clone(),
+            environment: of_coordinators.clone(),
         };
         real.spawn(Box::pin(daemons::run(plan, tally.clone())));
     }
@@ -135,6 +171,10 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     println!("\n{}\nchaos: {} injections", tally.table(), tally.total());
+    println!("chaos: {} of them partitions, pauses and kills of instances, agents and coordinators", tally.blows());
+    if tally.blows() < enough.blows {
+        wrong.push(format!("{} partitions, pauses and kills on real clusters are fewer than {}", tally.blows(), enough.blows));
+    }
     match history::check(&arguments.checker, &histories, &arguments.folder.join("not-linearizable.html")) {
         Ok(said) => println!("chaos: {said}"),
         Err(said) => wrong.push(format!("{said:#}")),

@@ -1,18 +1,18 @@
 //! One cluster of registers under faults: inject, hold, heal, see that it goes on; again until the time is over. The history is judged afterwards.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 use vp_core_tests::group::MEMBERS;
 use vp_core_tests::proxy::Flow;
 
 use crate::clients::{self, Shared};
+use crate::damage;
 use crate::dice::Dice;
 use crate::disk;
 use crate::members::{Members, Programs};
@@ -21,8 +21,8 @@ use crate::tally::Tally;
 
 /// After a fault is over, some client must succeed within this.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
-/// A member whose disk is damaged must say so and end within this.
-const REFUSES_WITHIN: Duration = Duration::from_secs(20);
+/// Room for a log that is compacted all the time, its snapshot and the cache.
+const DISK_MIB: u32 = 24;
 
 /// What can be done to a cluster of registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub struct Plan {
     pub number: u8,
     pub seed: u64,
     pub until: Instant,
-    /// Stop when so many injections were made by all clusters together.
+    /// Stop when so many injections were made by all clusters together; blows are the real clusters' to add.
     pub injections: u64,
     pub folder: PathBuf,
     pub programs: Programs,
@@ -102,7 +102,7 @@ pub struct Plan {
 /// The cluster does not recover, or serves from a damaged disk.
 pub async fn run(plan: Plan, tally: Arc<Tally>) -> anyhow::Result<PathBuf> {
     let history = plan.folder.join("history.jsonl");
-    let disks = disk::Disks::mount(&plan.folder, MEMBERS);
+    let disks = disk::Disks::mount((0..MEMBERS).map(|member| Members::disk_below(&plan.folder, member)), DISK_MIB);
     let members = Members::start(plan.programs.clone(), &plan.folder, plan.number).await?;
     let shared = Arc::new(Shared::default());
     let addresses: Vec<_> = (0..MEMBERS).map(|member| members.address(member)).collect();
@@ -169,7 +169,7 @@ impl Trial {
             }
             Fault::FailPoint => return self.fail_point(member).await,
             Fault::FullDisk => return self.full_disk(member).await,
-            Fault::BitFlip => return self.bit_flip(member).await,
+            Fault::BitFlip => return damage::flip_a_bit(&mut self.members, member, &mut self.dice).await,
         };
         Ok(true)
     }
@@ -245,30 +245,6 @@ impl Trial {
         Ok(ended)
     }
 
-    /// One bit of what was synced is not what it was: the member must refuse its disk, and serve again once the bit is back.
-    async fn bit_flip(&mut self, member: usize) -> anyhow::Result<bool> {
-        self.members.kill(member);
-        let Some((path, at)) = synced_byte(&self.members.disk(member).join("log"), &mut self.dice)? else {
-            self.members.start_member(member, None)?;
-            return Ok(false);
-        };
-        let bit = 1 << self.dice.below(8);
-        flip(&path, at, bit)?;
-        let said_before = fs::metadata(self.members.log(member)).map_or(0, |log| log.len());
-        self.members.start_member(member, None)?;
-        let begun = Instant::now();
-        while self.members.process(member).is_some_and(vp_core_tests::program::Program::runs) {
-            ensure!(begun.elapsed() < REFUSES_WITHIN, "bit {bit:#04x} of byte {at} of {} is flipped, and member {} runs", path.display(), member + 1);
-            sleep(Duration::from_millis(20)).await;
-        }
-        let said = fs::read(self.members.log(member))?;
-        let said = String::from_utf8_lossy(&said[usize::try_from(said_before)?.min(said.len())..]).into_owned();
-        ensure!(said.contains("damaged") || said.contains("belongs to"), "the flipped bit ended member {} without a clear word: {said}", member + 1);
-        flip(&path, at, bit)?;
-        self.members.start_member(member, None)?;
-        Ok(true)
-    }
-
     /// Waits for the next success; from now.
     async fn recovers(&mut self) -> anyhow::Result<Duration> {
         let (begun, before) = (Instant::now(), self.shared.succeeded.load(Ordering::Relaxed));
@@ -286,27 +262,4 @@ impl Trial {
         }
         Ok(begun.elapsed())
     }
-}
-
-/// A byte in the middle of what was synced: not in the last frame, which may have been cut short by the kill.
-fn synced_byte(log: &Path, dice: &mut Dice) -> anyhow::Result<Option<(PathBuf, u64)>> {
-    let mut segments: Vec<PathBuf> =
-        fs::read_dir(log)?.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
-    segments.sort();
-    if segments.is_empty() {
-        return Ok(None);
-    }
-    let path = dice.pick(&segments).clone();
-    let bytes = fs::read(&path)?;
-    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-    Ok((end > 400).then(|| (path, dice.below(end / 2) as u64)))
-}
-
-fn flip(path: &Path, at: u64, bit: u8) -> anyhow::Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    byte[0] ^= bit;
-    Ok(file.write_all_at(&byte, at)?)
 }
