@@ -71,6 +71,8 @@ pub struct Agent {
     wanted: Option<Wanted>,
     taken: (u64, u64),
     last: Option<v1::Desired>,
+    /// When the disk refused to keep something, last.
+    refused: Option<Time>,
     locals: BTreeMap<Slot, Local>,
     sequence: u64,
     session: Session,
@@ -149,6 +151,7 @@ impl World {
             wanted: None,
             taken: (0, 0),
             last: None,
+            refused: None,
             locals: BTreeMap::new(),
             sequence: 0,
             session: Session::None,
@@ -225,12 +228,15 @@ impl World {
         };
         let now = host.instant(self.now);
         let newest = agent.shared.desired.borrow().clone();
-        let mut well = newest.is_none_or(|newest| agent.consider(&newest, &mut host.disk, false));
+        // As `agent::disk`: what the disk refused is tried again a second later, and the agent goes on as it is.
+        let may_write = agent.refused.is_none_or(|at| self.now >= at + SECOND);
+        let mut well = !may_write || newest.is_none_or(|newest| agent.consider(&newest, &mut host.disk, false));
         let nothing = Wanted::default();
         let wanted = agent.wanted.take();
         let words = wanted.as_ref().unwrap_or(&nothing);
         let observed = self.observe(&mut agent, &host, words);
-        let steps = if wanted.is_some() { reconcile(&words.assignments, &observed, now) } else { Vec::new() };
+        let mut steps = if wanted.is_some() { reconcile(&words.assignments, &observed, now) } else { Vec::new() };
+        steps.retain(|step| may_write || !matches!(step.action, Action::Release { .. }));
         let mut busy = observed.values().any(|seen| matches!(seen.process, reconcile::Process::Stopping { .. }));
         for step in &steps {
             busy |= !matches!(step.action, Action::Wait(_));
@@ -242,6 +248,9 @@ impl World {
         let news = said(&report) != said(&agent.shared.report());
         *agent.shared.report() = report;
         agent.wanted = wanted;
+        if may_write {
+            agent.refused = (!well).then_some(self.now);
+        }
         agent.turn += 1;
         let (life, token) = (host.life, agent.turn);
         host.up = Some(agent);
@@ -249,9 +258,8 @@ impl World {
         self.queue.push(self.now + if busy { RESTLESS } else { IDLE }, Event::AgentTurn(machine, life, token));
         if !well {
             self.say(|| format!("agent {machine} cannot keep its state"));
-            self.stop_agent(machine);
-            self.queue.push(self.now + SECOND, Event::StartAgent(machine));
-        } else if news {
+        }
+        if news {
             self.agent_tells_news(machine);
         }
     }
