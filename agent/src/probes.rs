@@ -39,13 +39,36 @@ enum Question {
     File { path: PathBuf, max_age: Duration },
 }
 
+/// What a good answer looks like.
+pub struct Expect(Regex);
+
+impl Expect {
+    /// # Errors
+    /// The pattern is wrong.
+    pub fn new(pattern: &str) -> Result<Self, ProbeError> {
+        Regex::new(pattern).map(Self).map_err(|error| ProbeError::Wrong(error.to_string()))
+    }
+
+    /// What the named groups capture in an answer; none: it is not a good one.
+    pub fn facts(&self, answer: &str) -> Option<BTreeMap<String, String>> {
+        let captures = self.0.captures(answer)?;
+        let names = self.0.capture_names().flatten();
+        Some(names.filter_map(|name| Some((name.to_owned(), captures.name(name)?.as_str().to_owned()))).collect())
+    }
+}
+
+/// Bytes as Latin-1: every byte is a character, so that a pattern can match binary protocols.
+pub fn latin1(bytes: &[u8]) -> impl Iterator<Item = char> {
+    bytes.iter().map(|byte| char::from(*byte))
+}
+
 /// A probe ready to be asked.
 pub struct Probe {
     address: IpAddr,
     every: Duration,
     timeout: Duration,
     question: Question,
-    expect: Regex,
+    expect: Expect,
 }
 
 /// What the answers so far amount to.
@@ -98,8 +121,7 @@ impl Probe {
         } else {
             return Err(ProbeError::Wrong("no question".into()));
         };
-        let pattern = renderer.text("probe", expect)?;
-        let expect = Regex::new(&pattern).map_err(|error| ProbeError::Wrong(error.to_string()))?;
+        let expect = Expect::new(&renderer.text("probe", expect)?)?;
         Ok(Self { address, every: Duration::from_millis(probe.every_ms), timeout, question, expect })
     }
 
@@ -116,16 +138,10 @@ impl Probe {
             }
         });
         let text = answer.await.map_err(|_| format!("no answer within {} ms", self.timeout.as_millis()))??;
-        self.facts(&text).ok_or_else(|| {
+        self.expect.facts(&text).ok_or_else(|| {
             let begin: String = text.chars().take(80).collect();
-            format!("the answer {begin:?} does not match {:?}", self.expect.as_str())
+            format!("the answer {begin:?} does not match {:?}", self.expect.0.as_str())
         })
-    }
-
-    fn facts(&self, text: &str) -> Option<BTreeMap<String, String>> {
-        let captures = self.expect.captures(text)?;
-        let names = self.expect.capture_names().flatten();
-        Some(names.filter_map(|name| Some((name.to_owned(), captures.name(name)?.as_str().to_owned()))).collect())
     }
 
     async fn tcp(&self, port: u16, send: &[u8]) -> Result<String, String> {
@@ -139,9 +155,8 @@ impl Probe {
         let mut buffer = [0; 4096];
         loop {
             let length = stream.read(&mut buffer).await.map_err(failed)?;
-            // Bytes as Latin-1: every byte is a character, so that a pattern can match binary protocols.
-            text.extend(buffer[..length].iter().map(|byte| char::from(*byte)));
-            if length == 0 || text.len() > MOST_BYTES || self.expect.is_match(&text) {
+            text.extend(latin1(&buffer[..length]));
+            if length == 0 || text.len() > MOST_BYTES || self.expect.0.is_match(&text) {
                 return Ok(text);
             }
         }

@@ -19,13 +19,15 @@ use std::{
 use raft::eraftpb::Snapshot;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use vp_cluster::{Zone, coordinators::CoordinatorSlot, version};
 
 use crate::{
     claims::{self, Claim, ClaimError, Claims, RECORD, Record, claim_key},
     joining::{Join, Joined},
-    raft::{Config, Machine, Node, NodeError},
+    membership::hand_over,
+    peers::Network,
+    raft::{Config, Machine, Node, NodeError, RaftHandle},
     saved::{self, SavedError},
     settings::Settings,
     storage::{self, DiskStore, StorageError, Store as _, StoreOptions, whose},
@@ -181,6 +183,29 @@ pub fn differs(folder: &Path, index: u64) -> Result<(), BootstrapError> {
     let cause = |source| BootstrapError::File { path: path.clone(), source };
     std::fs::write(&path, index.to_string()).map_err(cause)?;
     std::fs::File::open(&path).and_then(|file| file.sync_all()).map_err(cause)
+}
+
+/// A majority contradicts this member's state at `index`: whoever asks is told so, and so is its next start. What is left to do is to [`retire`].
+///
+/// # Errors
+/// The disk cannot be written.
+pub fn stand_aside(network: &Network, folder: &Path, index: u64) -> Result<(), BootstrapError> {
+    network.differs(index);
+    differs(folder, index)?;
+    error!("this member's state differs from the majority's at the same index: it takes no part any more, terminate its instance");
+    Ok(())
+}
+
+/// Stops the log, whose end is `ended`. Whoever follows need not wait for an election, and the state is written, so that the next start replays little. True:
+/// this member led no longer when it stopped.
+///
+/// # Errors
+/// The log ended otherwise than asked.
+pub async fn retire(raft: &RaftHandle, ended: impl Future<Output = Result<(), NodeError>>) -> Result<bool, NodeError> {
+    let handed_over = hand_over(raft).await;
+    raft.stop();
+    ended.await?;
+    Ok(handed_over)
 }
 
 enum Taken {
@@ -399,8 +424,13 @@ fn write_joined(folder: &Path, joined: &Joined) -> Result<(), BootstrapError> {
 
 /// Without it the member still learns of the others from whoever leads: their envelopes come from ids beyond its own knowledge.
 fn read_joined(folder: &Path, member: u64) -> BTreeMap<u64, SocketAddr> {
-    let kept = std::fs::read(folder.join(JOINED)).ok().and_then(|bytes| serde_json::from_slice::<JoinedFile>(&bytes).ok());
-    kept.filter(|kept| kept.member == member).map(|kept| kept.members).unwrap_or_default()
+    std::fs::read(folder.join(JOINED)).ok().and_then(|bytes| joined_members(&bytes, member)).unwrap_or_default()
+}
+
+/// Whom `member` can expect to hear from, by the file beside its log. None: it is not readable, or another member's.
+pub fn joined_members(file: &[u8], member: u64) -> Option<BTreeMap<u64, SocketAddr>> {
+    let kept: JoinedFile = serde_json::from_slice(file).ok()?;
+    (kept.member == member).then_some(kept.members)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -27,6 +27,13 @@ struct Broker {
     endpoints: Vec<String>,
 }
 
+impl Broker {
+    fn address(self) -> Option<String> {
+        let host = |endpoint: &String| Some(endpoint.split("://").nth(1)?.rsplit_once(':')?.0.to_owned());
+        self.endpoints.first().and_then(host).or(self.host)
+    }
+}
+
 #[derive(Deserialize)]
 struct Topic {
     partitions: BTreeMap<String, Vec<u32>>,
@@ -64,9 +71,7 @@ pub async fn read_all(client: &Client) -> Result<Records, Failure> {
     let mut kafka = KafkaSeen { reassigning: client.check_stat(REASSIGNMENT).await?.is_some(), ..KafkaSeen::default() };
     for id in children(client, "/brokers/ids").await? {
         let Some(broker) = read::<Broker>(client, &format!("/brokers/ids/{id}")).await? else { continue };
-        let endpoint =
-            broker.endpoints.first().and_then(|endpoint| endpoint.split("://").nth(1)).and_then(|at| at.rsplit_once(':')).map(|(host, _)| host.to_owned());
-        if let (Ok(id), Some(address)) = (id.parse(), endpoint.or(broker.host)) {
+        if let (Ok(id), Some(address)) = (id.parse(), broker.address()) {
             kafka.registered.insert(id, address);
         }
     }
@@ -169,10 +174,23 @@ async fn children(client: &Client, path: &str) -> Result<Vec<String>, Failure> {
 
 async fn read<T: DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, Failure> {
     match client.get_data(path).await {
-        Ok((data, _)) => Ok(serde_json::from_slice(&data).ok()),
+        Ok((data, _)) => Ok(parse(&data)),
         Err(Error::NoNode) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whoever reaches ZooKeeper may have written it: what is not understood is passed over.
+fn parse<T: DeserializeOwned>(record: &[u8]) -> Option<T> {
+    serde_json::from_slice(record).ok()
+}
+
+/// Whether a record says anything here: where a broker is, where a topic's copies are to be or a partition's are, how an entity is configured.
+pub fn says_anything(record: &[u8]) -> bool {
+    let broker = parse::<Broker>(record).and_then(Broker::address).is_some();
+    let config = parse::<Config>(record).map(|config| config.min_in_sync()).is_some();
+    let copies = parse::<Topic>(record).is_some() || parse::<Partition>(record).is_some();
+    broker || config || copies
 }
 
 #[cfg(test)]

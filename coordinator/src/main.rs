@@ -16,7 +16,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use vp_cloud::{Endpoints, Session, autoscaling::Groups, ec2::Compute, s3::ObjectStore};
 use vp_cluster::MemberId;
@@ -222,10 +222,7 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
         () = spawned(membership.run()) => bail!("the membership watch ended"),
         () = &mut superseded => bail!("{SUPERSEDED}"),
         index = tokio::spawn(agreement) => {
-            let index = index?;
-            network.differs(index);
-            bootstrap::differs(&folder, index)?;
-            error!("this member's state differs from the majority's at the same index: it takes no part any more, terminate its instance");
+            bootstrap::stand_aside(&network, &folder, index?)?;
             true
         }
         () = spawned(connections) => {
@@ -235,10 +232,7 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
         _ = terminate.recv() => false,
         _ = tokio::signal::ctrl_c() => false,
     };
-    // Whoever follows need not wait for an election; and the state is written, so that the next start replays little.
-    membership::hand_over(&raft).await;
-    raft.stop();
-    raft_ended.await.context("the log's task ended")?;
+    bootstrap::retire(&raft, raft_ended).await.context("the log's task ended")?;
     if stands_aside {
         // The boot program would start it again, to no end; meanwhile it still says to whoever asks what it is.
         tokio::select! {

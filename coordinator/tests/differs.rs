@@ -1,6 +1,5 @@
 //! A member whose state a majority contradicts: three real members (bootstrap, log, disk, gRPC), one of which makes something else of one entry. It finds
-//! itself outvoted, hands over if it leads, stops, still says what it is, and is refused when it is started again. What `main` does once a member is
-//! outvoted stands here once more, in its order (`Member::stands_aside`).
+//! itself outvoted, hands over if it leads, stops, still says what it is, and is refused when it is started again.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
 use std::{
@@ -29,7 +28,7 @@ use vp_coordinator::{
     joining::{Join, Joined},
     leader::{self, Leader},
     machine::{BadState, ClusterMachine, Entry},
-    membership::{follow, hand_over},
+    membership::follow,
     peers::Network,
     raft::{Machine, NodeError, start},
     registry::Registry,
@@ -189,14 +188,11 @@ async fn member(root: &Path, net: u8, number: u32, objects: &Objects) -> Member 
 }
 
 impl Member {
-    /// What `main` does with a member that is outvoted at `index`. True: it led no longer when it stopped.
+    /// Outvoted at `index`. True: it led no longer when it stopped.
     async fn stands_aside(&mut self, index: u64) -> bool {
-        self.network.differs(index);
-        bootstrap::differs(&self.leader.settings.data, index).unwrap();
-        let handed_over = hand_over(&self.leader.raft).await;
-        self.leader.raft.stop();
-        (&mut self.ended).await.unwrap().unwrap();
-        handed_over
+        bootstrap::stand_aside(&self.network, &self.leader.settings.data, index).unwrap();
+        let ended = &mut self.ended;
+        bootstrap::retire(&self.leader.raft, async move { ended.await.unwrap() }).await.unwrap()
     }
 
     async fn closes(&mut self) {

@@ -1,9 +1,11 @@
-//! Members that the test turns by hand: what is sent when in rounds of reads, what a proposer is told when the lead is lost, and who does not stand.
+//! Members that the test turns by hand: what is sent when in rounds of reads, how old a copy says it may be, what a proposer is told when
+//! the lead is lost, and who does not stand.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 mod ledger;
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use futures::FutureExt;
 use ledger::{Ledger, config, identity};
@@ -89,6 +91,53 @@ async fn a_read_that_came_during_a_round_is_sent_on_its_own_as_soon_as_the_round
     assert!((&mut second).now_or_never().unwrap().is_ok());
 }
 
+fn heartbeat(from: u64, to: u64, term: u64, commit: u64) -> Message {
+    Message { msg_type: MessageType::MsgHeartbeat as i32, from, to, term, commit, ..Default::default() }
+}
+
+/// Waits until a word that makes a copy new would show in its age, and says how old it is at least.
+fn grown_old(since: Instant) -> u64 {
+    while since.elapsed().as_millis() < 20 {
+        std::hint::spin_loop();
+    }
+    since.elapsed().as_millis() as u64
+}
+
+#[tokio::test]
+async fn a_copy_is_as_old_as_the_last_word_of_its_terms_leader_that_left_nothing_to_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let members = three(folder.path());
+    let (leader, follower, stranger) = (&members[0].handle, &members[1].handle, &members[2].handle);
+    assert_eq!(leader.age_ms(), Some(0), "it leads");
+    assert_eq!(stranger.age_ms(), None, "it has heard nobody");
+
+    let known = follower.status();
+    assert_eq!((known.leader, known.applied), (1, known.commit));
+    follower.step(heartbeat(1, 2, known.term, known.commit));
+    let least = grown_old(Instant::now());
+    assert!(follower.age_ms().unwrap() >= least, "it is at least as old as that word");
+
+    // None of these is turned: what they say of age, they say as they come in.
+    for (what, word) in [
+        ("a leader's of before, late", heartbeat(1, 2, known.term - 1, known.commit)),
+        ("one's who leads nobody here", heartbeat(3, 2, known.term, known.commit)),
+        ("a next term's, which nobody here has seen begin", heartbeat(3, 2, known.term + 1, known.commit)),
+    ] {
+        follower.step(word);
+        assert!(follower.age_ms().unwrap() >= least, "{what}");
+    }
+    let again = Instant::now();
+    follower.step(heartbeat(1, 2, known.term, known.commit));
+    let age = follower.age_ms().unwrap();
+    assert!(age <= again.elapsed().as_millis() as u64 + 2, "the leader's word makes it new again: {age}");
+
+    let least = grown_old(Instant::now());
+    for commit in [known.commit + 1, known.commit] {
+        follower.step(heartbeat(1, 2, known.term, commit));
+        assert!(follower.age_ms().unwrap() >= least, "something is committed that it has not applied");
+    }
+}
+
 #[tokio::test]
 async fn a_proposal_under_way_when_the_lead_is_lost_has_an_unknown_outcome() {
     let folder = tempfile::tempdir().unwrap();
@@ -100,7 +149,7 @@ async fn a_proposal_under_way_when_the_lead_is_lost_has_an_unknown_outcome() {
     assert!((&mut proposed).now_or_never().is_none(), "nobody else has it yet");
     // Another leads meanwhile: whether the entry lives on there, nobody knows here.
     let term = leader.status().term + 1;
-    leader.step(Message { msg_type: MessageType::MsgHeartbeat as i32, from: 2, to: 1, term, ..Default::default() });
+    leader.step(heartbeat(2, 1, term, 0));
     members[0].turn(false);
     let told = proposed.now_or_never();
     assert!(matches!(told, Some(Err(ProposeError::UnknownOutcome))), "{told:?}");

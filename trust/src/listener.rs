@@ -17,7 +17,7 @@ use futures::{Stream, StreamExt};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,7 +26,7 @@ mod connection;
 mod crowd;
 mod socket;
 
-pub use connection::{Caller, Connection};
+pub use connection::{Call, Caller, Connection};
 use crowd::Crowd;
 use socket::Socket;
 
@@ -39,6 +39,8 @@ pub struct Bounds {
     pub first_request: Duration,
     /// Longest life of a connection, for doors through which nobody needs to stay.
     pub life: Option<Duration>,
+    /// Longest time without a call under way, as the server counts them by [`Caller::call`]: whoever answers pings and asks for nothing is gone by then.
+    pub idle: Option<Duration>,
     /// Handshakes under way. One more makes the oldest give way: an honest one is done in milliseconds.
     pub handshakes: usize,
     /// Handshakes under way from one address.
@@ -161,8 +163,7 @@ impl Shaken {
             tracing::debug!(from = %self.from, %error, "connection broken after its handshake");
             return None;
         }
-        let now = Instant::now();
-        let connection = Connection::new(self.stream, self.from.ip(), self.place, now + bounds.first_request, bounds.life.map(|life| now + life));
+        let connection = Connection::new(self.stream, self.from.ip(), self.place, bounds);
         if connection.is_none() {
             tracing::debug!(from = %self.from, "certificate not read");
         }

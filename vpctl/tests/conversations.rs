@@ -12,11 +12,12 @@ use vp_proto::v1::operators_server::{Operators, OperatorsServer};
 use vp_proto::v1::*;
 use vp_trust::{Authority, Bounds, Listener, Rank, tls};
 
-/// A coordinator: it leads when `leader` is none, else it sends operators there.
+/// A coordinator: it leads when `leader` is none, else it sends operators there; with `unknown` it loses the lead whenever it is to cordon something.
 #[derive(Clone, Default)]
 struct Scripted {
     status: ClusterStatus,
     leader: Option<String>,
+    unknown: bool,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -78,6 +79,10 @@ impl Operators for Scripted {
 
     async fn cordon(&self, request: Request<CordonRequest>) -> Result<Response<Accepted>, Status> {
         let request = request.into_inner();
+        if self.unknown {
+            self.led(request.request_id)?;
+            return Err(Status::unknown("leadership was lost"));
+        }
         self.accepted(format!("cordon {} {}", request.instance_id, request.undo))
     }
 
@@ -149,6 +154,7 @@ const BOUNDS: Bounds = Bounds {
     handshake: Duration::from_secs(5),
     first_request: Duration::from_secs(5),
     life: None,
+    idle: None,
     handshakes: 64,
     handshakes_per_address: 64,
     connections: 64,
@@ -306,6 +312,19 @@ async fn orders_reach_the_leader_as_they_were_given() {
         assert_eq!(asked.lock().expect("no test panics holding it").pop().as_deref(), Some(call), "{words:?}");
     }
     std::fs::remove_file(&spec).expect("removed");
+}
+
+#[tokio::test]
+async fn an_order_that_nobody_answers_is_of_unknown_outcome_and_asked_for_under_one_id() {
+    let coordinator = Scripted { status: status(Health::Healthy), unknown: true, ..Default::default() };
+    let asked = coordinator.asked.clone();
+    let address = serve(coordinator).await;
+    let output = vpctl(&address, &["cordon", "i-0a"]).await;
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("outcome unknown"), "{told}");
+    let ids = asked.lock().expect("no test panics holding it");
+    assert!(ids.len() > 1 && !ids[0].is_empty() && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
 }
 
 #[tokio::test]

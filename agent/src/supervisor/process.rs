@@ -34,7 +34,7 @@ const LOG_BYTES: u64 = 16 * 1024 * 1024;
 
 /// One process, as it is on disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Record {
+pub struct Record {
     generation: u64,
     pid: i32,
     /// Start in ticks since boot: with the pid it names the process.
@@ -44,6 +44,13 @@ struct Record {
     /// CLOCK_BOOTTIME, nanoseconds.
     started: u64,
     log_file: PathBuf,
+}
+
+impl Record {
+    /// None: it is not readable. What it names then carries the slot's mark all the same, and is killed.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
 }
 
 struct Child {
@@ -77,7 +84,7 @@ impl Processes {
         for entry in fs::read_dir(&folder).map_err(FileError::of("read", &folder))? {
             let path = entry.map_err(FileError::of("read", &folder))?.path();
             let slot = path.file_stem().and_then(|name| Slot::try_from(name.to_string_lossy().into_owned()).ok());
-            let record = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+            let record = fs::read(&path).ok().and_then(|bytes| Record::read(&bytes));
             if let (Some(slot), Some(record), true) = (slot, record, path.extension().is_some_and(|e| e == "json")) {
                 if record.boot == processes.boot {
                     tracing::info!(%slot, pid = record.pid, alive = lives(record.pid, record.start), "process adopted");

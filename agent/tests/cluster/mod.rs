@@ -165,6 +165,7 @@ const BOUNDS: Bounds = Bounds {
     handshake: Duration::from_secs(5),
     first_request: Duration::from_secs(20),
     life: None,
+    idle: None,
     handshakes: 64,
     handshakes_per_address: 64,
     connections: 64,

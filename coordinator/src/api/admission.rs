@@ -3,14 +3,17 @@
 
 use std::{
     future::{Ready, ready},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use futures::future::Either;
+use bytes::Bytes;
+use futures::future::{BoxFuture, Either};
+use http_body::{Frame, SizeHint};
 use tonic::{Status, body::Body, codegen::http};
 use tower::{Layer, Service};
-use vp_trust::{Caller, Certificate, Rank, Who};
+use vp_trust::{Call, Caller, Certificate, Rank, Who};
 
 use super::limits::{OPERATOR_CALLS, Rationed};
 
@@ -122,10 +125,12 @@ pub struct Admitted<S> {
 impl<S, B> Service<http::Request<B>> for Admitted<S>
 where
     S: Service<http::Request<B>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: 'static,
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<http::Response<Body>, S::Error>>>;
+    type Future = Either<BoxFuture<'static, Result<http::Response<Body>, S::Error>>, Ready<Result<http::Response<Body>, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -135,10 +140,8 @@ where
         let caller = request.extensions().get::<Caller>();
         match judge(request.uri().path(), caller).and_then(|()| ration(&self.calls, caller)) {
             Ok(()) => {
-                if let Some(caller) = caller {
-                    caller.welcome();
-                }
-                Either::Left(self.inner.call(request))
+                let call = caller.map(Caller::call);
+                Either::Left(Box::pin(counted(call, self.inner.call(request))))
             }
             Err(status) => {
                 tracing::debug!(path = request.uri().path(), reason = status.message(), "call refused");
@@ -148,10 +151,43 @@ where
     }
 }
 
+/// `answer`, whose call is under way until its last byte is sent, or until nobody waits for it any more.
+async fn counted<E>(call: Option<Call>, answer: impl Future<Output = Result<http::Response<Body>, E>>) -> Result<http::Response<Body>, E> {
+    Ok(answer.await?.map(|body| Body::new(Answer { body, _call: call })))
+}
+
+/// What is sent back. Its call is over when it is dropped.
+struct Answer {
+    body: Body,
+    _call: Option<Call>,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::{
+        convert::Infallible,
+        future::pending,
+        net::{IpAddr, Ipv4Addr},
+    };
 
+    use http_body::Body as _;
     use tonic::Code;
     use vp_trust::Name;
 
@@ -256,5 +292,52 @@ mod tests {
         for call in calls {
             assert!(OPERATORS.iter().any(|(name, _)| *name == call), "{call}: say which rank may call it");
         }
+    }
+
+    /// An answer of which nothing comes.
+    struct Silence;
+
+    impl http_body::Body for Silence {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    fn request(path: &str, caller: &Caller) -> http::Request<()> {
+        http::Request::builder().uri(path).extension(caller.clone()).body(()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_call_is_under_way_until_its_answer_is_dropped_and_one_that_is_refused_never_is() {
+        let node = caller(Name::node("dev", "i-1"), Some(HOME), HOME);
+        let mut behind = Admission.layer(tower::service_fn(|_: http::Request<()>| ready(Ok::<_, Infallible>(http::Response::new(Body::new(Silence))))));
+        let quiet_since = node.quiet_since();
+        let _refused = behind.call(request("/vp.v1.Peers/Send", &node)).await.unwrap();
+        assert!(quiet_since.is_some() && node.quiet_since() == quiet_since);
+        let answer = behind.call(request("/vp.v1.Agents/Session", &node)).await.unwrap();
+        assert!(node.quiet_since().is_none());
+        drop(answer);
+        assert!(node.quiet_since().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_call_is_under_way_while_its_answer_is_waited_for_and_no_longer() {
+        let node = caller(Name::node("dev", "i-1"), Some(HOME), HOME);
+        let mut behind = Admission.layer(tower::service_fn(|_: http::Request<()>| pending::<Result<http::Response<Body>, Infallible>>()));
+        let waiting = behind.call(request("/vp.v1.Agents/Session", &node));
+        assert!(node.quiet_since().is_none());
+        drop(waiting);
+        assert!(node.quiet_since().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_call_whose_answer_has_nothing_to_send_is_over_at_once() {
+        let node = caller(Name::node("dev", "i-1"), Some(HOME), HOME);
+        let mut behind = Admission.layer(tower::service_fn(|_: http::Request<()>| ready(Ok::<_, Infallible>(http::Response::new(Body::empty())))));
+        let answer = behind.call(request("/vp.v1.Agents/Session", &node)).await.unwrap();
+        assert!(answer.into_body().is_end_stream() && node.quiet_since().is_some());
     }
 }

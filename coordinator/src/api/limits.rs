@@ -2,7 +2,7 @@
 //!
 //! | what | where it is enforced |
 //! |---|---|
-//! | connections, handshakes, time to the first request | `vp_trust::listener` |
+//! | connections, handshakes, time to the first request, idle time | `vp_trust::listener`; `admission` counts the calls |
 //! | streams, resets, headers, keep-alive | HTTP/2, by [`bounded`] |
 //! | message sizes | each service, by these constants |
 //! | heartbeats and hellos, slots, lengths of texts | `agents` |
@@ -19,6 +19,10 @@ use tonic::transport::Server;
 use vp_cluster::NodeId;
 use vp_trust::Bounds;
 
+/// A connection without a call under way. Agents and coordinators keep a stream open for as long as they live and `vpctl` dials for each call; five minutes are
+/// for people's own programs. Enrolment's connections have a shorter life.
+const IDLE: Duration = Duration::from_secs(300);
+
 /// Port 7400. An honest handshake takes some 3 ms here and 100 ms on a starved machine; half an election later nobody waits for it any more.
 /// 12,288 connections: 10,000 agents (target A2), coordinators and people; each takes some 20 kB, the whole of them a quarter of a gigabyte (target D2).
 /// 64 from one address: an agent has one, but people and tests share the address that they come from. 512 handshakes at some 3 ms each are a second's work.
@@ -26,6 +30,7 @@ pub const MEMBERS: Bounds = Bounds {
     handshake: Duration::from_secs(2),
     first_request: Duration::from_secs(5),
     life: None,
+    idle: Some(IDLE),
     handshakes: 512,
     handshakes_per_address: 16,
     connections: 12_288,
@@ -39,6 +44,7 @@ pub const ENROLMENT: Bounds = Bounds {
     handshake: Duration::from_secs(2),
     first_request: Duration::from_secs(2),
     life: Some(Duration::from_secs(10)),
+    idle: Some(IDLE),
     handshakes: 128,
     handshakes_per_address: 4,
     connections: 1024,

@@ -136,7 +136,7 @@ pub struct RaftHandle {
 /// When this member last had all that a leader had committed, so that a state can say how old it may be.
 pub(super) struct Heard {
     pub(super) since: Instant,
-    /// After `since`, ms.
+    /// Milliseconds after `since`, and one; 0: never yet.
     pub(super) last_ms: AtomicU64,
     /// Highest index that a leader said is committed.
     pub(super) committed: AtomicU64,
@@ -211,28 +211,35 @@ impl RaftHandle {
         !matches!(self.requests.try_send(Request::Step(message)), Err(TrySendError::Disconnected(_)))
     }
 
-    /// A leader's word says how new this member's state is, once everything that it says is committed is applied here. A heartbeat says no more than what
-    /// this member is known to have; appends say all.
+    /// The word of the leader that this member follows says how new its state is, if everything that leaders said is committed is applied here. A heartbeat
+    /// says no more than what this member is known to have; appends say all. A leader of before, whose word was long on its way, says nothing about now.
     fn hear(&self, message: &Message) {
         let committed = match message.get_msg_type() {
             MessageType::MsgAppend | MessageType::MsgHeartbeat => message.commit,
             MessageType::MsgSnapshot => message.get_snapshot().get_metadata().index,
             _ => return,
         };
+        // Whoever says so: what is committed stays so.
         let known = self.heard.committed.fetch_max(committed, Ordering::Relaxed).max(committed);
-        if known > 0 && self.status.borrow().applied >= known {
-            self.heard.last_ms.store(self.heard.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+        let status = self.status.borrow();
+        let followed = message.term == status.term && message.from == status.leader;
+        if followed && known > 0 && status.applied >= known {
+            self.heard.last_ms.store(self.heard.since.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
         }
     }
 
-    /// How old this member's state may be: 0 when it leads, else the time since it was last known to have all that a leader had committed. None: it has not
-    /// been, since this member started.
+    /// How old this member's state may be: 0 when it leads (whether it still does, a read says), else at least the time since it last heard the leader of its
+    /// term while it had all that leaders were known to have committed. None: it has not, since this member started.
+    ///
+    /// It bounds how long this member may have been cut off or behind, by its own clock alone. How long that word was on its way, and what was committed
+    /// meanwhile, is not in it: only a read says what is true now.
     pub fn age_ms(&self) -> Option<u64> {
         if self.status().leads() {
             return Some(0);
         }
         let last = self.heard.last_ms.load(Ordering::Relaxed);
-        (last > 0).then(|| (self.heard.since.elapsed().as_millis() as u64).saturating_sub(last))
+        // Both are rounded down: two more is never too little.
+        (last > 0).then(|| (self.heard.since.elapsed().as_millis() as u64 + 2).saturating_sub(last))
     }
 
     /// The last message to `peer` was not delivered.

@@ -66,15 +66,7 @@ impl AppliedCache {
 
     /// Replaces what is cached and flushes.
     pub fn save(&self, applied: &Applied) -> Result<(), StorageError> {
-        let conf = applied.conf.encode_to_vec();
-        let mut bytes = vec![0; 4];
-        bytes.extend_from_slice(&applied.index.to_le_bytes());
-        bytes.extend_from_slice(&applied.term.to_le_bytes());
-        bytes.extend_from_slice(&(conf.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&conf);
-        bytes.extend_from_slice(&applied.state);
-        let crc = crc32fast::hash(&bytes[4..]);
-        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        let bytes = encode(applied);
         fail_point!("applied::insert");
         self.db.insert(KEY, bytes)?;
         fail_point!("applied::flush");
@@ -95,7 +87,22 @@ impl AppliedCache {
     }
 }
 
-fn decode(bytes: &[u8]) -> Option<Applied> {
+/// As it is cached: the checksum of the rest, index, term, length of the members, the members, the state; all numbers little-endian.
+pub fn encode(applied: &Applied) -> Vec<u8> {
+    let conf = applied.conf.encode_to_vec();
+    let mut bytes = vec![0; 4];
+    bytes.extend_from_slice(&applied.index.to_le_bytes());
+    bytes.extend_from_slice(&applied.term.to_le_bytes());
+    bytes.extend_from_slice(&(conf.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(&conf);
+    bytes.extend_from_slice(&applied.state);
+    let crc = crc32fast::hash(&bytes[4..]);
+    bytes[..4].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// What [`encode`] wrote; `None` when it does not add up.
+pub fn decode(bytes: &[u8]) -> Option<Applied> {
     let (crc, body) = bytes.split_at_checked(4)?;
     if crc != crc32fast::hash(body).to_le_bytes() || body.len() < 24 {
         return None;

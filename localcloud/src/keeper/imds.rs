@@ -1,4 +1,4 @@
-//! The instance metadata service (IMDSv2) of one instance, on its own address: token first, then what the control API and the instance's
+//! The instance metadata service (IMDSv2) of one instance, on an address of its own: token first, then what the control API and the instance's
 //! notices say. Leaves out what no program here asks for (network interfaces, hibernation, IMDSv1).
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ use super::disk::Disk;
 use super::instance_types;
 use super::launcher::Listed;
 
-/// Port of every instance's metadata service.
+/// Port of the metadata service on an instance's own address.
 pub const PORT: u16 = 1338;
 const MAX_TTL: u64 = 21_600;
 /// Tokens are small, but a client that never stops asking must not fill the keeper.
@@ -87,13 +87,12 @@ impl Drop for Imds {
 }
 
 impl Imds {
-    /// Listens on the instance's address.
+    /// Listens on `address`, with its port.
     ///
     /// # Errors
     /// `Imds` when the address cannot be bound.
-    pub async fn serve(region: Region, disk: Disk, instance: Listed) -> Result<Self, KeeperError> {
-        let address = format!("{}:{PORT}", instance.address);
-        let fail = |source| KeeperError::Imds { instance: instance.id.clone(), address: address.clone(), source };
+    pub async fn serve(region: Region, disk: Disk, instance: Listed, address: &str) -> Result<Self, KeeperError> {
+        let fail = |source| KeeperError::Imds { instance: instance.id.clone(), address: address.to_owned(), source };
         let parsed: SocketAddr = address.parse().map_err(|_| fail(std::io::ErrorKind::InvalidInput.into()))?;
         let listener = tokio::net::TcpListener::bind(parsed).await.map_err(fail)?;
         let (sender, receiver) = watch::channel(instance);

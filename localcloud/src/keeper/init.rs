@@ -21,11 +21,11 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, pipe, setsid};
 use serde::{Deserialize, Serialize};
 
+use super::KeeperError;
 use super::cgroup::Cgroup;
 use super::config::Config;
 use super::disk::Disk;
 use super::launcher::Listed;
-use super::{KeeperError, imds};
 
 /// How long the namespaces and the mark may take.
 const BIRTH: Duration = Duration::from_secs(20);
@@ -44,11 +44,11 @@ struct Birth {
     entrances: Vec<PathBuf>,
 }
 
-/// Boots an instance that was never booted. When this fails after the mark was made, the instance stays dead, as a machine with a broken image.
+/// Boots an instance that was never booted; `metadata`: address and port of its metadata service. When this fails after the mark was made, the instance stays dead, as a machine with a broken image.
 ///
 /// # Errors
 /// `Boot` with what the console says, `File`.
-pub async fn boot(state: &Path, config: &Config, disk: &Disk, instance: &Listed, cgroup: &Cgroup) -> Result<(), KeeperError> {
+pub async fn boot(state: &Path, config: &Config, disk: &Disk, instance: &Listed, metadata: &str, cgroup: &Cgroup) -> Result<(), KeeperError> {
     let image = state.join("images").join(&instance.image);
     let text = |path: PathBuf| path.to_string_lossy().into_owned();
     let environment = BTreeMap::from([
@@ -59,7 +59,7 @@ pub async fn boot(state: &Path, config: &Config, disk: &Disk, instance: &Listed,
         ("VP_IMAGE".to_owned(), text(image.clone())),
         ("VP_COMPONENTS".to_owned(), text(config.components.clone())),
         ("AWS_REGION".to_owned(), config.region.clone()),
-        ("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), format!("http://{}:{}", instance.address, imds::PORT)),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), format!("http://{metadata}")),
     ]);
     let birth = Birth { boot: image.join("boot"), environment, entrances: cgroup.entrances() };
     let failed = |reason: String| KeeperError::Boot { instance: instance.id.clone(), reason };

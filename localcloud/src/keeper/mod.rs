@@ -1,9 +1,10 @@
 //! The instance keeper: makes the machine agree with the control API. Boots what is pending or running, once; takes away what is shutting
-//! down and says so only when nothing of it is left. Knows nothing of what runs on an instance, and keeps no state but the disks.
+//! down and says so only when nothing of it is left. Knows nothing of what runs on an instance nor (`mode`) of how one is made, and keeps
+//! no state but the disks.
 //!
 //! ```text
-//! control API --list, once a second--> keeper --> disk, volume links, IMDS, cgroup --> instance-init (PID 1) --> the image's boot
-//!             <--------"terminated"---- keeper <-- pidfd of PID 1: no process of the namespace is left
+//! control API --list, once a second--> keeper --> disk, volume links, IMDS; mode: cgroup --> instance-init (PID 1) --> the image's boot
+//!             <--------"terminated"---- keeper <-- mode: pidfd of PID 1: no process of the namespace is left
 //! ```
 
 pub mod cgroup;
@@ -13,6 +14,8 @@ pub mod imds;
 pub mod init;
 pub mod instance_types;
 pub mod launcher;
+pub mod mode;
+pub mod processes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,12 +24,12 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use tracing::{info, warn};
 
-use crate::process::Held;
-use cgroup::Cgroup;
 use config::Config;
 use disk::Disk;
 use imds::Imds;
 use launcher::{Launcher, Listed};
+use mode::{Mode, Standing};
+use processes::Processes;
 
 /// How often the control API is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -68,7 +71,7 @@ pub async fn run(state: &Path) -> Result<(), KeeperError> {
         launcher: Launcher::new(&config.endpoint_url),
         state: state.to_path_buf(),
         region: imds::Region::load(&config, state)?,
-        config,
+        mode: Processes::new(state.to_path_buf(), config),
         services: BTreeMap::new(),
         told: BTreeSet::new(),
     };
@@ -103,18 +106,18 @@ fn lock(state: &Path) -> Result<Flock<std::fs::File>, KeeperError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| KeeperError::Taken(state.to_path_buf()))
 }
 
-struct Keeper {
+struct Keeper<M> {
     launcher: Launcher,
     state: PathBuf,
-    config: Config,
     region: imds::Region,
+    mode: M,
     /// Metadata services, by instance.
     services: BTreeMap<String, Imds>,
     /// Instances whose silent end was logged.
     told: BTreeSet<String>,
 }
 
-impl Keeper {
+impl<M: Mode> Keeper<M> {
     async fn settle(&mut self, listed: Vec<Listed>) {
         let mut ending = Vec::new();
         for instance in listed {
@@ -150,18 +153,18 @@ impl Keeper {
         match self.services.get(&instance.id) {
             Some(service) => service.update(instance.clone()),
             None => {
-                let service = Imds::serve(self.region.clone(), disk.clone(), instance.clone()).await?;
+                let service = Imds::serve(self.region.clone(), disk.clone(), instance.clone(), &self.mode.metadata(instance)).await?;
                 self.services.insert(instance.id.clone(), service);
             }
         }
-        match disk.init()? {
-            None => {
-                let cgroup = Cgroup::create(&self.config.name, &instance.id, &instance.instance_type);
-                init::boot(&self.state, &self.config, &disk, instance, &cgroup).await?;
+        match self.mode.standing(&disk)? {
+            Standing::NeverBooted => {
+                self.mode.boot(&disk, instance).await?;
                 info!(instance = instance.id, address = instance.address, zone = instance.zone, "instance booted");
             }
-            Some(process) => {
-                if !crate::process::alive(&process) && self.told.insert(instance.id.clone()) {
+            Standing::Living => {}
+            Standing::Ended => {
+                if self.told.insert(instance.id.clone()) {
                     info!(instance = instance.id, "instance ended by itself, it stays as ec2 sees it");
                 }
             }
@@ -169,27 +172,151 @@ impl Keeper {
         Ok(())
     }
 
-    /// SIGKILL to PID 1, wait for the whole namespace, clear up, and only then tell the control API.
+    /// Nothing of it is left, its volumes are free, and only then the control API is told.
     async fn take_away(&self, instance: &Listed) -> Result<(), KeeperError> {
         let disk = Disk::of(&self.state, &instance.id);
         disk.prepare()?;
         // An instance that was never booted must not be booted later by anybody.
-        let process = match disk.init()? {
-            Some(process) => Some(process),
-            None => {
-                disk.never_boot()?;
-                disk.init()?
-            }
-        };
-        if let Some(process) = process {
-            let fail = |source| KeeperError::Kill { instance: instance.id.clone(), source };
-            if let Some(held) = Held::adopt(&process).map_err(fail)? {
-                held.kill().map_err(fail)?;
-                held.ended().await.map_err(fail)?;
-            }
+        if self.mode.standing(&disk)? == Standing::NeverBooted {
+            disk.never_boot()?;
         }
+        self.mode.take_away(&disk, instance).await?;
         disk.link_volumes(&self.state, &[])?;
-        Cgroup::of(&self.config.name, &instance.id).remove();
         self.launcher.confirm_terminated(&instance.id).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use axum::extract::{Path as UrlPath, State};
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+    use crate::region::RecordedProcess;
+
+    type Words = Arc<Mutex<Vec<String>>>;
+
+    /// A mode without instances: it notes what is asked of it.
+    #[derive(Default)]
+    struct Noting {
+        words: Words,
+        /// Something of an instance does not end.
+        stuck: AtomicBool,
+    }
+
+    impl Mode for Noting {
+        fn metadata(&self, _: &Listed) -> String {
+            "127.0.0.1:0".to_owned()
+        }
+
+        async fn boot(&self, disk: &Disk, instance: &Listed) -> Result<(), KeeperError> {
+            self.words.lock().unwrap().push(format!("boot {}", instance.id));
+            disk.mark_booted(RecordedProcess { pid: 1, start_time: 0 }).map(|_| ())
+        }
+
+        fn standing(&self, disk: &Disk) -> Result<Standing, KeeperError> {
+            Ok(if disk.init()?.is_some() { Standing::Living } else { Standing::NeverBooted })
+        }
+
+        async fn take_away(&self, disk: &Disk, instance: &Listed) -> Result<(), KeeperError> {
+            let marked = disk.init()?.is_some();
+            self.words.lock().unwrap().push(format!("take away {}, marked: {marked}", instance.id));
+            if self.stuck.load(Ordering::SeqCst) {
+                return Err(KeeperError::Kill { instance: instance.id.clone(), source: std::io::ErrorKind::PermissionDenied.into() });
+            }
+            Ok(())
+        }
+    }
+
+    /// A control API that only notes which terminations are confirmed, among the mode's words.
+    async fn control_api(words: Words) -> String {
+        async fn confirmed(State(words): State<Words>, UrlPath(instance): UrlPath<String>) {
+            words.lock().unwrap().push(format!("confirmed {instance}"));
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let router = axum::Router::new().route("/_keeper/instances/{id}/terminated", axum::routing::post(confirmed)).with_state(words);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        endpoint
+    }
+
+    async fn keeper(state: &Path) -> Keeper<Noting> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mode = Noting::default();
+        let config = Config {
+            name: "test".to_owned(),
+            region: "eu-central-1".to_owned(),
+            endpoint_url: control_api(mode.words.clone()).await,
+            components: state.join("components"),
+            role: "test".to_owned(),
+            access_key_id: "test".to_owned(),
+            secret_access_key: "test".to_owned(),
+        };
+        let key: String = include_str!("../../../coordinator/tests/data/identity-test-key.pk8.base64").split_whitespace().collect();
+        std::fs::create_dir_all(state.join("identity")).unwrap();
+        std::fs::write(state.join("identity/private.pk8"), STANDARD.decode(key).unwrap()).unwrap();
+        Keeper {
+            launcher: Launcher::new(&config.endpoint_url),
+            state: state.to_path_buf(),
+            region: imds::Region::load(&config, state).unwrap(),
+            mode,
+            services: BTreeMap::new(),
+            told: BTreeSet::new(),
+        }
+    }
+
+    fn listed(state: &str) -> Vec<Listed> {
+        vec![Listed {
+            id: "i-1".to_owned(),
+            state: state.to_owned(),
+            image: "ami-1".to_owned(),
+            instance_type: "t3.small".to_owned(),
+            zone: "eu-central-1a".to_owned(),
+            address: "127.0.0.1".to_owned(),
+            account: "123456789012".to_owned(),
+            user_data: String::new(),
+            tags: BTreeMap::new(),
+            volumes: Vec::new(),
+            launched: "2026-01-01T00:00:00.000Z".to_owned(),
+            lifecycle: "InService".to_owned(),
+        }]
+    }
+
+    #[tokio::test]
+    async fn an_instance_is_booted_once_however_often_it_is_listed_and_by_no_second_keeper() {
+        let state = tempfile::tempdir().unwrap();
+        let mut first = keeper(state.path()).await;
+        first.settle(listed("pending")).await;
+        first.settle(listed("running")).await;
+        assert_eq!(*first.mode.words.lock().unwrap(), ["boot i-1"]);
+        let mut second = keeper(state.path()).await;
+        second.settle(listed("running")).await;
+        assert!(second.mode.words.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_termination_is_confirmed_only_when_nothing_of_the_instance_is_left() {
+        let state = tempfile::tempdir().unwrap();
+        let mut keeper = keeper(state.path()).await;
+        keeper.settle(listed("running")).await;
+        keeper.mode.stuck.store(true, Ordering::SeqCst);
+        keeper.settle(listed("shutting-down")).await;
+        assert_eq!(*keeper.mode.words.lock().unwrap(), ["boot i-1", "take away i-1, marked: true"]);
+        keeper.mode.stuck.store(false, Ordering::SeqCst);
+        keeper.settle(listed("shutting-down")).await;
+        assert_eq!(keeper.mode.words.lock().unwrap()[2..], ["take away i-1, marked: true", "confirmed i-1"]);
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_ends_before_its_boot_is_ruled_out_from_booting_before_it_is_taken_away() {
+        let state = tempfile::tempdir().unwrap();
+        let mut keeper = keeper(state.path()).await;
+        keeper.settle(listed("shutting-down")).await;
+        keeper.settle(listed("running")).await;
+        assert_eq!(*keeper.mode.words.lock().unwrap(), ["take away i-1, marked: true", "confirmed i-1"]);
     }
 }

@@ -192,7 +192,14 @@ impl Plan {
                     at += 2 * lease;
                 }
             }
-            Kind::Mass => faults.push((random.range(SECOND, 5 * SECOND), Fault::Mass, random.range(lease / 2, 3 * lease + 5 * SECOND))),
+            Kind::Mass => {
+                let (from, lasts) = (random.range(SECOND, 5 * SECOND), random.range(lease / 2, 3 * lease + 5 * SECOND));
+                faults.push((from, Fault::Mass, lasts));
+                // Whoever leads next finds them silent, and has not heard any of them yet.
+                if random.below(2) == 0 {
+                    faults.push((from + random.range(0, lasts), Fault::KillCoordinator { power: false }, random.range(SECOND, 5 * SECOND)));
+                }
+            }
             Kind::Zone => faults.push((random.range(SECOND, 5 * SECOND), Fault::ZoneLost, random.range(2 * lease, 30 * SECOND))),
             Kind::Leases => {
                 while at < 50 * SECOND {

@@ -211,6 +211,7 @@ fn a_node_that_poses_as_a_coordinator_is_seen_through() {
             handshake: Duration::from_secs(2),
             first_request: Duration::from_secs(2),
             life: None,
+            idle: None,
             handshakes: 8,
             handshakes_per_address: 8,
             connections: 8,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use prost::Message as _;
 use prost_raft::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot, SnapshotMetadata};
+use vp_coordinator::storage::applied::{self, Applied};
 use vp_coordinator::storage::frame::{FrameBuilder, Kind};
 use vp_coordinator::storage::snapshot::{self, Stored};
 use vp_proto::v1::*;
@@ -154,10 +155,14 @@ fn log() -> Vec<(&'static str, &'static str, Vec<u8>)> {
 
 fn snapshots() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let folder = tempfile::tempdir().unwrap();
+    let conf = ConfState { voters: vec![1, 2, 3], ..Default::default() };
     let mut snapshot = Snapshot { data: b"state".to_vec(), ..Default::default() };
-    snapshot.set_metadata(SnapshotMetadata { conf_state: Some(ConfState { voters: vec![1, 2, 3], ..Default::default() }), index: 9, term: 3 });
+    snapshot.set_metadata(SnapshotMetadata { conf_state: Some(conf.clone()), index: 9, term: 3 });
     snapshot::write(folder.path(), &Stored { snapshot, received: true }).unwrap();
-    vec![("stored-snapshot", "received", std::fs::read(folder.path().join("snapshot")).unwrap())]
+    vec![
+        ("stored-snapshot", "received", std::fs::read(folder.path().join("snapshot")).unwrap()),
+        ("applied-state", "small", applied::encode(&Applied { index: 9, term: 3, conf, state: b"state".to_vec() })),
+    ]
 }
 
 /// Writes them below `corpus`.

@@ -7,8 +7,10 @@ use std::sync::LazyLock;
 use prost::Message as _;
 use vp_agent::generations::Memory;
 use vp_agent::imds::Metadata;
+use vp_agent::probes::{Expect, latin1};
 use vp_agent::settings::{Places, Settings};
 use vp_agent::slot::Slot;
+use vp_agent::supervisor::process::Record;
 use vp_coordinator::machine::ClusterMachine;
 use vp_coordinator::raft::Machine as _;
 use vp_coordinator::storage::frame::{self, Found};
@@ -35,9 +37,14 @@ pub const PARSERS: &[(&str, Parser)] = &[
     ("cluster-state", cluster_state),
     ("saved-snapshot", snapshots::saved),
     ("stored-snapshot", snapshots::stored),
+    ("applied-state", snapshots::applied),
+    ("joined-members", joined_members),
+    ("kafka-record", vp_coordinator::kafka_records::says_anything),
     ("coordinator-user-data", coordinator_user_data),
     ("agent-user-data", agent_user_data),
     ("agent-generations", agent_generations),
+    ("process-record", process_record),
+    ("probe-answer", probe_answer),
     ("desired-set", desired_set),
     ("identity-document", identity_document),
     ("certificate", certificate),
@@ -104,6 +111,22 @@ fn agent_generations(bytes: &[u8]) -> bool {
     true
 }
 
+fn process_record(bytes: &[u8]) -> bool {
+    Record::read(bytes).is_some()
+}
+
+/// As a port's answer is read, under patterns as roles have them.
+fn probe_answer(bytes: &[u8]) -> bool {
+    static EXPECTED: LazyLock<Vec<Expect>> = LazyLock::new(|| {
+        let zookeeper = "Mode: (?<mode>leader|follower|observer)";
+        let kafka = r"(?s)\x00.127[.]20[.]1[.]20\x00\x00\x23\x84";
+        let spark = r#""status"\s*:\s*"(?<mode>ALIVE|STANDBY)""#;
+        [zookeeper, kafka, spark].map(|pattern| Expect::new(pattern).unwrap()).into()
+    });
+    let answer: String = latin1(bytes).collect();
+    EXPECTED.iter().any(|expected| expected.facts(&answer).is_some())
+}
+
 fn enroll_request(bytes: &[u8]) -> bool {
     v1::EnrollRequest::decode(bytes).is_ok_and(|asked| {
         let _ = Request::read(&asked.certificate_request);
@@ -124,6 +147,10 @@ fn cluster_record(bytes: &[u8]) -> bool {
 
 fn coordinator_claim(bytes: &[u8]) -> bool {
     serde_json::from_slice::<vp_coordinator::claims::Claim>(bytes).is_ok()
+}
+
+fn joined_members(bytes: &[u8]) -> bool {
+    vp_coordinator::bootstrap::joined_members(bytes, 4).is_some()
 }
 
 /// Which call it is the path says: each request is read as every one of them.

@@ -1,5 +1,5 @@
-//! Snapshots in files: as `vpctl snapshot save` writes one, and as a coordinator keeps its newest. Both carry sums over themselves, which stop nearly every
-//! change at the door: each input is also read under the sums that its own bytes have.
+//! Snapshots in files, as `vpctl snapshot save` writes one and as a coordinator keeps its newest; and the state that it has applied. All carry sums over
+//! themselves, which stop nearly every change at the door: each input is also read under the sums that its own bytes have.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,9 @@ use std::sync::LazyLock;
 use futures::FutureExt as _;
 use ring::digest::{SHA256, digest};
 use vp_coordinator::claims::{ClaimError, Claims, Record, Restored};
-use vp_coordinator::{saved, storage::snapshot};
+use vp_coordinator::saved;
+use vp_coordinator::storage::applied::{decode, encode};
+use vp_coordinator::storage::snapshot;
 
 /// A bucket with one object under every key.
 struct Kept<'a>(&'a [u8]);
@@ -68,6 +70,19 @@ pub fn stored(bytes: &[u8]) -> bool {
 fn under_its_own_checksum(bytes: &[u8]) -> Option<Vec<u8>> {
     let (head, body) = bytes.split_at_checked(13)?;
     Some([&head[..9], &crc32(body).to_le_bytes(), body].concat())
+}
+
+/// The cache of what a coordinator has applied; what is read is kept as it was read.
+pub fn applied(bytes: &[u8]) -> bool {
+    let read = |bytes: &[u8]| {
+        let found = decode(bytes);
+        if let Some(found) = &found {
+            assert_eq!(decode(&encode(found)).as_ref(), Some(found));
+        }
+        found.is_some()
+    };
+    let under_its_own_checksum = |body: &[u8]| [&crc32(body).to_le_bytes()[..], body].concat();
+    read(bytes) | bytes.get(4..).is_some_and(|body| read(&under_its_own_checksum(body)))
 }
 
 /// As IEEE 802.3 has it, bit by bit.

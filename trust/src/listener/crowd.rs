@@ -132,6 +132,7 @@ mod tests {
         handshake: Duration::from_secs(1),
         first_request: Duration::from_secs(1),
         life: None,
+        idle: None,
         handshakes: 4,
         handshakes_per_address: 2,
         connections: 6,
