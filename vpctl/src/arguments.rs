@@ -147,7 +147,9 @@ pub enum Command {
         #[command(subcommand)]
         command: BrakeCommand,
     },
-    /// Say that a lost instance is gone which EC2 has forgotten, so that its slots move (docs/runbooks/lost-quorum.md)
+    /// Say that a lost instance which EC2 has forgotten is gone
+    ///
+    /// An admin's word in the place of EC2's: what it held moves. See docs/runbooks/lost-quorum.md
     Gone {
         /// Instance id, in full. If it still runs after all, its roles run twice: look before you say so
         #[arg(value_name = "INSTANCE")]
