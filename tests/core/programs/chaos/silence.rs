@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 use tokio::time::{sleep, timeout};
 use vp_core_tests::proxy::Flow;
-use vp_proto::v1::{ClusterStatus, PlanRequest};
+use vp_proto::v1::{ClusterStatus, Phase, PlanRequest};
 
 use crate::daemons::{LEASE_MS, NODES, Trial};
 
@@ -86,10 +86,10 @@ impl Trial {
         let begun = Instant::now();
         while begun.elapsed() < CALM_WITHIN {
             self.tend().await?;
-            let idle = matches!(timeout(ANSWERED_WITHIN, self.is_nothing_planned()).await, Ok(Ok(true)));
+            // What is planned is judged on the very state that is looked at: with everybody well, whatever is still to be spread would be in the plan.
             if let Ok(Ok(status)) = timeout(ANSWERED_WITHIN, self.status()).await
-                && idle
                 && self.is_calm(&status)
+                && matches!(timeout(ANSWERED_WITHIN, self.is_nothing_planned()).await, Ok(Ok(revision)) if revision == status.revision)
             {
                 return Ok(status);
             }
@@ -98,8 +98,11 @@ impl Trial {
         bail!("not calm after {} s", CALM_WITHIN.as_secs())
     }
 
-    async fn is_nothing_planned(&self) -> anyhow::Result<bool> {
-        Ok(self.operators().await?.plan(PlanRequest {}).await?.into_inner().actions.is_empty())
+    /// The revision at which there is nothing to do.
+    async fn is_nothing_planned(&self) -> anyhow::Result<u64> {
+        let plan = self.operators().await?.plan(PlanRequest {}).await?.into_inner();
+        ensure!(plan.actions.is_empty(), "{:?} is planned", plan.actions);
+        Ok(plan.revision)
     }
 
     fn is_calm(&self, status: &ClusterStatus) -> bool {
@@ -109,6 +112,7 @@ impl Trial {
             && here.iter().all(|node| node.lifecycle == "ready" && node.heard && node.silent_ms <= LEASE_MS / 2)
             && gone.iter().all(|node| node.lifecycle == "fenced")
             && status.moves.is_empty()
+            && status.slots.iter().all(|slot| slot.phase() == Phase::Healthy)
             && status.leader_id != 0
             && status.alarms.iter().all(|alarm| !alarm.starts_with(ALARM))
     }
