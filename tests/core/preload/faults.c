@@ -1,16 +1,19 @@
 /*
- * What a disk and a clock can do to a program, by LD_PRELOAD: writes that were not synced are lost when the power goes, and the wall clock jumps.
+ * What disk, clock and network can do to a program, by LD_PRELOAD: writes that were not synced are lost when the power goes, the wall clock jumps, and
+ * connections take another way.
  *
  *   VP_UNDO=DIR    each file written with pwrite has a journal in DIR with what its bytes were before; a successful fsync or fdatasync empties it.
  *                  `chaos` plays the journals back after a SIGKILL of the process: then exactly the unsynced writes are gone.
  *   VP_CLOCK=FILE  8 bytes, a signed offset in seconds, added to CLOCK_REALTIME; may change at any time.
  *   VP_SYNC_US=N   a sync takes so much longer, as on a disk: a memory file system would never be caught between write and sync.
+ *   VP_VIA="A=B …" connections to IPv4 address A go to B instead: a redirect to where a leader really is does not get round the proxy in between.
  *   VP_LIE=1       the planted bug: fsync and fdatasync answer 0 and do nothing, and empty no journal.
  *
  * Left out: renames and directory entries (the file system here orders them), mmap, CLOCK_BOOTTIME and CLOCK_MONOTONIC, which no machine's clock lets jump.
  * Journal: records of offset (8), length (8), the bytes before. Only files whose name ends in .seg are journalled: the log is what is promised.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -19,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,7 +30,8 @@
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
 static int (*real_fsync)(int), (*real_fdatasync)(int), (*real_clock)(clockid_t, struct timespec *);
-static const char *undo, *lie;
+static int (*real_connect)(int, const struct sockaddr *, socklen_t);
+static const char *undo, *lie, *via;
 static useconds_t slow_us;
 static volatile const int64_t *offset;
 
@@ -35,6 +40,8 @@ __attribute__((constructor)) static void begin(void) {
     real_fsync = dlsym(RTLD_NEXT, "fsync");
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
     real_clock = dlsym(RTLD_NEXT, "clock_gettime");
+    real_connect = dlsym(RTLD_NEXT, "connect");
+    via = getenv("VP_VIA");
     undo = getenv("VP_UNDO");
     lie = getenv("VP_LIE");
     const char *slow = getenv("VP_SYNC_US");
@@ -105,4 +112,22 @@ int clock_gettime(clockid_t which, struct timespec *time) {
     int outcome = real_clock(which, time);
     if (outcome == 0 && offset && which == CLOCK_REALTIME) time->tv_sec += *offset;
     return outcome;
+}
+
+/* Where connections to `to` go instead, or 0: nowhere else. */
+static in_addr_t detour(in_addr_t to) {
+    char from[INET_ADDRSTRLEN], instead[INET_ADDRSTRLEN];
+    int used = 0;
+    for (const char *pair = via; pair && sscanf(pair, " %15[0-9.]=%15[0-9.]%n", from, instead, &used) == 2; pair += used)
+        if (inet_addr(from) == to) return inet_addr(instead);
+    return 0;
+}
+
+int connect(int fd, const struct sockaddr *to, socklen_t length) {
+    struct sockaddr_in there;
+    if (!via || length < sizeof there || to->sa_family != AF_INET) return real_connect(fd, to, length);
+    memcpy(&there, to, sizeof there);
+    in_addr_t instead = detour(there.sin_addr.s_addr);
+    if (instead) there.sin_addr.s_addr = instead;
+    return real_connect(fd, (struct sockaddr *)&there, sizeof there);
 }

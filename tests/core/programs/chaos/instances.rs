@@ -36,6 +36,8 @@ pub struct Node {
     address: Ipv4Addr,
     agent: Option<Program>,
     links: Vec<Proxy>,
+    /// `VP_VIA` of the preload.
+    detours: String,
     hardware: Hardware,
 }
 
@@ -97,7 +99,9 @@ impl Instances {
         // As after an earlier enrolment: the call back that a new one takes cannot come from a proxy's address.
         let agent = Layout::new(root.clone(), root.with_file_name("volumes")).agent();
         self.root.node(&id, address.into())?.save(&agent.join("certificate"))?;
-        self.nodes.insert(id.clone(), Node { root, address, agent: None, links, hardware });
+        // A follower's redirect names where the leader really is: that way leads through the proxy as well.
+        let detours = self.coordinators.iter().zip(&via).map(|(target, at)| format!("{}={}", target.ip(), at.ip())).collect::<Vec<_>>().join(" ");
+        self.nodes.insert(id.clone(), Node { root, address, agent: None, links, detours, hardware });
         self.start_agent(&id, None)?;
         Ok(id)
     }
@@ -112,7 +116,7 @@ impl Instances {
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("VP_INSTANCE_ROOT", &node.root).env("VP_VOLUMES", node.root.with_file_name("volumes")).env("VP_IMAGE", self.folder.join("image"));
         command.env("VP_COMPONENTS", &self.folder).env("AWS_EC2_METADATA_SERVICE_ENDPOINT", Region::metadata_endpoint(node.address));
-        command.envs(node.hardware.clock_environment());
+        command.envs(node.hardware.clock_environment()).env("VP_VIA", &node.detours);
         if let Some(armed) = fail_points {
             command.env("FAILPOINTS", armed);
         }

@@ -56,7 +56,7 @@ impl Trial {
     async fn silence(&mut self, calm: &ClusterStatus) -> anyhow::Result<()> {
         let (before, terminations) = (holders(calm), self.region.terminations());
         let begun = Instant::now();
-        let (mut term, mut since, mut told) = (calm.term, begun, false);
+        let (mut term, mut since, mut told, mut seen) = (calm.term, begun, false, Vec::new());
         while begun.elapsed() < SILENT_FOR {
             self.tend().await?;
             let asked = Instant::now();
@@ -67,6 +67,7 @@ impl Trial {
                     if status.term != term || asked.elapsed() >= STALLED {
                         (term, since) = (status.term, Instant::now());
                     }
+                    seen = status.nodes.iter().map(|node| (node.lifecycle.clone(), node.silent_ms)).collect();
                     told |= status.alarms.iter().any(|alarm| alarm.starts_with(ALARM));
                 }
                 // Nobody leads at this moment, so nobody can tell.
@@ -74,7 +75,11 @@ impl Trial {
             }
             let asked_for = self.region.terminations() - terminations;
             ensure!(asked_for == 0, "{asked_for} terminations were asked for though most are silent");
-            ensure!(told || asked.saturating_duration_since(since) <= TOLD_WITHIN, "no alarm {} ms after most fell silent", since.elapsed().as_millis());
+            ensure!(
+                told || asked.saturating_duration_since(since) <= TOLD_WITHIN,
+                "no alarm {} ms after most fell silent: {seen:?}",
+                since.elapsed().as_millis()
+            );
             sleep(LOOK).await;
         }
         ensure!(told, "no alarm in {} s of silence", SILENT_FOR.as_secs());
