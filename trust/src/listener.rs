@@ -182,3 +182,38 @@ fn neighbourhood(address: IpAddr) -> IpAddr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::{Authority, tls};
+
+    const LONG: Duration = Duration::from_secs(60);
+    /// Room for everybody: only time can run out.
+    const BOUNDS: Bounds = Bounds {
+        handshake: Duration::from_millis(200),
+        first_request: LONG,
+        life: None,
+        idle: None,
+        handshakes: 9,
+        handshakes_per_address: 9,
+        connections: 9,
+        connections_per_address: 9,
+    };
+
+    #[tokio::test]
+    async fn a_handshake_that_takes_too_long_is_ended_however_few_are_at_the_door() {
+        let own = Authority::create("dev").unwrap().coordinator(1).unwrap();
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), tls::anybody(&own).unwrap(), BOUNDS).unwrap();
+        let to = listener.address().unwrap();
+        let _incoming = listener.incoming().unwrap();
+        let mut stream = TcpStream::connect(to).await.unwrap();
+        // The beginning of a hello, and nothing more.
+        stream.write_all(&[22, 3, 1]).await.unwrap();
+        let read = timeout(LONG / 2, stream.read(&mut [0])).await.expect("it is ended");
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    }
+}

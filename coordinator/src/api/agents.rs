@@ -329,6 +329,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_report_says_is_cut_to_what_is_kept_and_shown() {
+        let long = "ä".repeat(100_000);
+        let facts = (0..1000).map(|number| (format!("{number}{long}"), long.clone())).collect();
+        let report = bounded(v1::SlotObservation { message: long.clone(), facts, ..v1::SlotObservation::default() });
+        assert_eq!(report.message.chars().count(), limits::TEXT_CHARACTERS);
+        assert_eq!(report.facts.len(), limits::FACTS);
+        let texts = report.facts.iter().flat_map(|(name, value)| [name, value]);
+        assert!(texts.into_iter().all(|text| text.chars().count() == limits::FACT_CHARACTERS));
+    }
+
+    #[test]
     fn an_acknowledgement_names_only_what_the_state_grants_to_this_node_at_this_generation() {
         let slot = SlotId::new("stream", 1);
         let held = Slot { holder: Some("i-1".into()), generation: Generation(7), ..Slot::default() };

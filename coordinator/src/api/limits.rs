@@ -101,7 +101,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub const ASKED_EVERY: Duration = Duration::from_millis(250);
 
 /// Streams of one connection: an agent has one, a coordinator three, a person's program a few.
-const STREAMS: u32 = 32;
+pub const STREAMS: u32 = 32;
 /// Streams that were reset and are not yet forgotten, of one connection (CVE-2023-44487, rapid reset); more end it.
 const RESET_STREAMS: usize = 20;
 /// Headers of one request, bytes: ours have some 300.

@@ -56,6 +56,23 @@ async fn begun(host: u8) -> TlsStream<TcpStream> {
     stream
 }
 
+/// The bound is told at once; whoever goes beyond it breaks the protocol (RFC 9113, 5.1.2).
+#[test]
+fn how_many_streams_a_connection_may_have_is_said_before_anything_else() {
+    const MAX_CONCURRENT_STREAMS: u16 = 3;
+    attack(async {
+        let mut stream = begun(59).await;
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[3], SETTINGS);
+        let mut settings = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut settings).await.unwrap();
+        let said = settings.chunks_exact(6).find(|one| u16::from_be_bytes([one[0], one[1]]) == MAX_CONCURRENT_STREAMS);
+        let said = said.map(|one| u32::from_be_bytes([one[2], one[3], one[4], one[5]]));
+        assert_eq!(said, Some(vp_coordinator::api::limits::STREAMS));
+    });
+}
+
 #[test]
 fn a_connection_that_says_nothing_is_closed() {
     attack(async {
