@@ -116,12 +116,22 @@ impl Held {
     /// `explain` and one event name the proof under which each slot was taken away, and it is one that its role accepts.
     fn ensure_proven(&self, region: &Region, death: Death) -> anyhow::Result<()> {
         for slot in &self.slots {
-            let (proof, allowed) = (region.proof(&slot.name)?, self.proofs(slot, death));
-            ensure!(allowed.contains(&proof), "{} was taken away because {proof:?}, not {allowed:?}", slot.name);
-            let told = region.told(self.revision, "slot vacated", &slot.name)?;
-            ensure!(told == [proof.as_str()], "{} was taken away because {proof:?}, the events say {told:?}", slot.name);
+            let (proof, told) = (region.proof(&slot.name)?, self.told(region, slot, death)?);
+            ensure!(told == proof, "{} was taken away because {proof:?}, the events say {told:?}", slot.name);
         }
         Ok(())
+    }
+
+    /// As the events alone tell it: a slot whose disk turns out to be lost is given back once more since, by word.
+    fn ensure_told(&self, region: &Region, death: Death) -> anyhow::Result<()> {
+        self.slots.iter().try_for_each(|slot| self.told(region, slot, death).map(drop))
+    }
+
+    /// The proof under which the slot was taken away, once, as an event has it.
+    fn told(&self, region: &Region, slot: &Slot, death: Death) -> anyhow::Result<String> {
+        let (told, allowed) = (region.told(self.revision, "slot vacated", &slot.name)?, self.proofs(slot, death));
+        ensure!(told.len() == 1 && allowed.contains(&told[0]), "{} was taken away because {told:?}, not {allowed:?}", slot.name);
+        Ok(told[0].clone())
     }
 
     /// Volume and member id go with their slot.
@@ -277,7 +287,7 @@ fn lose_volumes(region: &Region, victim: &str, zookeeper: &Slot, kafka: &Slot) -
         Ok(volumes.is_empty().then_some(()))
     })?;
     ensure_placed("with their disks", region.wait_healed_without_disks(victim, since, HEALED)?)?;
-    held.ensure_proven(region, Death::Terminated)?;
+    held.ensure_told(region, Death::Terminated)?;
     let (member, broker) = (region.slot(&zookeeper.name)?, region.slot(&kafka.name)?);
     ensure!(member.volume != zookeeper.volume && broker.volume != kafka.volume, "the lost disks are still named");
     ensure!(member.member_id != zookeeper.member_id, "an empty disk came up as member {:?} again", member.member_id);
