@@ -56,7 +56,10 @@ def main():
 
     def find_brokers():
         addresses = cluster.brokers(given)
-        return addresses if addresses and cluster.reachable(addresses) else None
+        if not addresses or not cluster.reachable(addresses):
+            return None
+        # Names outlive moves: whoever reads from Kafka later, on whatever worker, resolves them then.
+        return given.broker_names or addresses
 
     def make_topic():
         addresses = patiently(stopping, find_brokers, "kafka")

@@ -93,6 +93,13 @@ fn kafka_finds_zookeeper_by_the_names_of_its_slots() {
 }
 
 #[test]
+fn the_streaming_job_finds_kafka_and_spark_by_the_names_of_their_slots() {
+    let environment = rendered(&shipped(), "stream", 2048).environment;
+    assert_eq!(environment["VP_KAFKA_BROKER_NAMES"], "kafka-1:9092,kafka-2:9092,kafka-3:9092");
+    assert!(environment["VP_SPARK_MASTER"].starts_with("spark://spark-master-1:7077"), "{environment:?}");
+}
+
+#[test]
 fn only_a_first_creation_lets_an_empty_zookeeper_disk_vote() {
     let catalogue = shipped();
     let start = |initialize: &str| {

@@ -9,7 +9,7 @@ from .objects import Store
 
 @dataclass(frozen=True)
 class Settings:
-    """`brokers` is empty when they are read from the cluster bucket; `jars` is a folder; times in seconds."""
+    """`brokers` is empty when they are read from the cluster bucket; `broker_names` is what JVMs are given instead; `jars` is a folder; times in seconds."""
 
     generation: int
     holder: str
@@ -17,6 +17,7 @@ class Settings:
     master_uis: tuple
     address: str
     brokers: str
+    broker_names: str
     replication: int
     jars: str
     python: str
@@ -44,6 +45,7 @@ def parse(arguments, env=os.environ):
     option("--master-uis", "VP_SPARK_MASTER_UIS", "")
     option("--address", "VP_NODE_ADDRESS")
     option("--brokers", "VP_KAFKA_BROKERS", "")
+    option("--broker-names", "VP_KAFKA_BROKER_NAMES", "")
     option("--replication", "VP_KAFKA_REPLICATION", "3", int)
     option("--jars", "VP_SPARK_JARS")
     option("--python", "PYSPARK_PYTHON")
@@ -69,7 +71,7 @@ def parse(arguments, env=os.environ):
     holder = "".join(letter for letter in given.holder if letter.isalnum() or letter in "-._")
     return Settings(
         given.generation, holder, given.master, tuple(filter(None, given.master_uis.split(","))), given.address, given.brokers,
-        given.replication, given.jars, given.python, given.run_dir, os.path.join(given.run_dir, "progress.json"), given.cores_max,
+        given.broker_names, given.replication, given.jars, given.python, given.run_dir, os.path.join(given.run_dir, "progress.json"), given.cores_max,
         given.executor_memory_mib, given.driver_memory_mib, given.offsets_per_trigger, not env.get("AWS_ACCESS_KEY_ID"),
         Store(given.s3_endpoint, given.region, given.results, given.cluster_bucket),
     )  # fmt: skip
