@@ -108,7 +108,8 @@ impl CloudWatch {
             Ok(found) => {
                 let mut changed = false;
                 let mut seen = self.leader.world.lock();
-                seen.unlisted = state.nodes.keys().filter(|node| found.iter().all(|instance| instance.id != node.0)).cloned().collect();
+                let listed: BTreeSet<&str> = found.iter().map(|instance| instance.id.as_str()).collect();
+                seen.unlisted = state.nodes.keys().filter(|node| !listed.contains(node.0.as_str())).cloned().collect();
                 for instance in found {
                     let now = translate(instance.state);
                     changed |= seen.instances.insert(NodeId(instance.id), now) != Some(now);

@@ -126,10 +126,11 @@ pub fn transition(before: &ClusterState, after: &ClusterState) -> Result<(), Str
         let started = now.releasing && !old.releasing;
         let quorum = after.role(id).is_some_and(|role| role.fencing == Fencing::Quorum);
         // A disk that was lost under its holder is no choice of ours: its process cannot go on.
-        if started && quorum && !(old.used && old.volume.is_none()) && !moving.insert(&id.role.0) {
+        let disk_lost = |slot: &Slot| slot.used && slot.volume.is_none();
+        if started && quorum && !disk_lost(old) && !moving.insert(&id.role.0) {
             return Err(format!("two members of {} are asked to move at once", id.role));
         }
-        let kept = |id: &SlotId, slot: &Slot| !before.is_surplus(id) && (!slot.used || slot.volume.is_some());
+        let kept = |id: &SlotId, slot: &Slot| !before.is_surplus(id) && !disk_lost(slot);
         let leaving = |other: &(&SlotId, &Slot)| other.0 != id && other.1.releasing && kept(other.0, other.1);
         if started
             && quorum

@@ -73,7 +73,8 @@ fn decide(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Opti
 }
 
 /// The member whose instance is to be terminated though EC2 says that it runs, so that its group boots a successor: a voter that is silent for long and the
-/// only one that is not well, or a learner that never came up while every voter that is not known to be dead answers. Of several silent ones the fault is more likely here (the brake's rule, design §4), and two who cannot hear each other decide nothing.
+/// only one that is not well, or a learner that never came up while every voter that is not known to be dead answers. Of several silent ones the
+/// fault is more likely here (the brake's rule, design §4), and two who cannot hear each other decide nothing.
 pub fn to_terminate(group: &Coordinators, seen: &GroupSeen) -> Option<MemberId> {
     if seen.joint || seen.voters.len() < 3 {
         return None;

@@ -116,6 +116,17 @@ pub struct Node {
     pub gone_by: Option<String>,
 }
 
+impl Node {
+    /// The proof that nothing of this node runs any more; None unless it is fenced.
+    pub fn end(&self, id: &NodeId) -> Option<Proof> {
+        let node = id.clone();
+        (self.lifecycle == Lifecycle::Fenced).then(|| match &self.gone_by {
+            None => Proof::InstanceTerminated { node },
+            Some(by) => Proof::OperatorsWord { node, by: by.clone() },
+        })
+    }
+}
+
 /// Why the previous holder of a slot cannot act any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

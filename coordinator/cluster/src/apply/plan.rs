@@ -213,10 +213,8 @@ pub(crate) fn lease_is_proof(role: &RoleSpec) -> bool {
 fn proves(state: &ClusterState, holder: &NodeId, role: &RoleSpec, proof: &Proof) -> bool {
     let found = state.nodes.get(holder);
     let lifecycle = found.map(|node| node.lifecycle);
-    let gone_by = found.and_then(|node| node.gone_by.as_ref());
     match proof {
-        Proof::InstanceTerminated { node } => node == holder && lifecycle == Some(Lifecycle::Fenced) && gone_by.is_none(),
-        Proof::OperatorsWord { node, by } => node == holder && lifecycle == Some(Lifecycle::Fenced) && gone_by == Some(by),
+        Proof::InstanceTerminated { .. } | Proof::OperatorsWord { .. } => found.and_then(|node| node.end(holder)).as_ref() == Some(proof),
         Proof::LeaseExpired { node } => node == holder && matches!(lifecycle, Some(Lifecycle::Lost | Lifecycle::Fenced)) && lease_is_proof(role),
         // The agent's word comes as SlotReleased, never inside a plan.
         Proof::AgentWord { .. } => false,

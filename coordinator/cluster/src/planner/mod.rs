@@ -100,10 +100,6 @@ impl<'a> Planning<'a> {
         for (id, slot) in &self.state.slots {
             let (Some((node_id, node)), Some(role)) = (self.state.holder(slot), self.state.role(id)) else { continue };
             let proof = match node.lifecycle {
-                Lifecycle::Fenced => match &node.gone_by {
-                    None => Proof::InstanceTerminated { node: node_id.clone() },
-                    Some(by) => Proof::OperatorsWord { node: node_id.clone(), by: by.clone() },
-                },
                 Lifecycle::Lost if lease_is_proof(role) => Proof::LeaseExpired { node: node_id.clone() },
                 Lifecycle::Lost => {
                     self.gates.push(Gate::new(
@@ -113,7 +109,10 @@ impl<'a> Planning<'a> {
                     ));
                     continue;
                 }
-                Lifecycle::Ready | Lifecycle::Draining => continue,
+                Lifecycle::Ready | Lifecycle::Draining | Lifecycle::Fenced => match node.end(node_id) {
+                    Some(end) => end,
+                    None => continue,
+                },
             };
             self.actions.push(Action::Vacate { slot: id.clone(), proof });
             self.vacated.insert(id);
