@@ -141,12 +141,15 @@ pub async fn lift_throttle(client: &Client, topics: &[String]) -> Result<(), Fai
     Ok(())
 }
 
-/// Changes an entity's dynamic configuration and notifies the brokers, as Kafka's own tools do.
+/// Changes an entity's dynamic configuration and notifies the brokers, as Kafka's own tools do. One that is not understood is nobody's to write over.
 async fn configure(client: &Client, kind: &str, name: &str, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Result<(), Failure> {
     let path = format!("/config/{kind}/{name}");
-    let known = read::<Config>(client, &path).await?;
-    let exists = known.is_some();
-    let mut config = Config { version: 1, ..known.unwrap_or_default() };
+    let (known, version) = match client.get_data(&path).await {
+        Ok((record, stat)) => (parse::<Config>(&record).ok_or_else(|| format!("{path} in ZooKeeper is no configuration of Kafka's"))?, Some(stat.version)),
+        Err(Error::NoNode) => (Config::default(), None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut config = Config { version: 1, ..known };
     let before = config.config.clone();
     change(&mut config.config);
     if config.config == before {
@@ -154,10 +157,9 @@ async fn configure(client: &Client, kind: &str, name: &str, change: impl FnOnce(
     }
     let open = CreateMode::Persistent.with_acls(Acls::anyone_all());
     let body = serde_json::to_vec(&config)?;
-    if exists {
-        client.set_data(&path, &body, None).await?;
-    } else {
-        client.create(&path, &body, &open).await?;
+    match version {
+        Some(_) => drop(client.set_data(&path, &body, version).await?),
+        None => drop(client.create(&path, &body, &open).await?),
     }
     let notice = json!({"version": 2, "entity_path": format!("{kind}/{name}")}).to_string();
     client.create("/config/changes/config_change_", notice.as_bytes(), &CreateMode::PersistentSequential.with_acls(Acls::anyone_all())).await?;

@@ -6,6 +6,8 @@ mod nodes;
 use std::collections::BTreeSet;
 
 use nodes::*;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+use vp_cluster::Command;
 
 #[test]
 fn three_become_five_and_five_three_again_and_nothing_that_was_acknowledged_is_lost() {
@@ -91,4 +93,59 @@ fn a_leader_that_dies_at_any_message_on_the_way_from_five_to_three_leaves_it_to_
         }
         assert!(died >= 15, "a leader died on the way in {died} runs only");
     }
+}
+
+#[test]
+fn a_leader_that_is_removed_while_it_leads_steps_down_and_loses_nothing_that_was_acknowledged() {
+    let (mut cluster, mut acknowledged) = (Cluster::of(5), BTreeSet::new());
+    let leader = cluster.leader().unwrap();
+    let node = &mut cluster.nodes.get_mut(&leader).unwrap().0;
+    let remove = ConfChangeSingle { change_type: ConfChangeType::RemoveNode.into(), node_id: leader };
+    node.propose_change(ConfChangeV2 { changes: vec![remove], ..Default::default() }).unwrap();
+    // Under way when the change is committed: their answers reach a leader that is no part of its group.
+    for number in 0..3 {
+        let note = Command::Note { kind: "write".to_owned(), subject: format!("beside the change {number}"), detail: String::new() };
+        cluster.nodes.get_mut(&leader).unwrap().0.propose(encoded(note)).unwrap();
+    }
+    cluster.deliver();
+    assert!(!cluster.nodes[&leader].0.leads(), "member {leader} leads a group that it is not of");
+    acknowledged.extend(cluster.written(leader));
+    cluster.nodes.remove(&leader);
+    cluster.run_until("the others lead themselves", |cluster| cluster.write("after"));
+    acknowledged.insert("after".to_owned());
+    let next = cluster.leader().unwrap();
+    assert!(acknowledged.is_subset(&cluster.written(next)), "{acknowledged:?}, kept {:?}", cluster.written(next));
+    assert!(!cluster.nodes[&next].0.voters().contains(&leader));
+}
+
+#[test]
+fn a_leader_that_dies_when_only_those_who_go_know_that_five_are_three_leaves_two_that_go_on() {
+    let (mut cluster, mut acknowledged) = (Cluster::of(5), BTreeSet::new());
+    assert!(cluster.write("before"));
+    acknowledged.insert("before".to_owned());
+    let leader = cluster.leader().unwrap();
+    let gone = two_to_go(leader as u32, false);
+    let stay = members(&without(gone));
+    cluster.want(&without(gone));
+    let outgoing = |cluster: &Cluster| cluster.nodes[&leader].0.group().conf.voters_outgoing.len();
+    // To the moment at which the leader alone has left the joint configuration: whatever it would tell those who stay from there on is lost.
+    let mut joint = false;
+    for _ in 0..2000 {
+        cluster.tick();
+        while !(joint && outgoing(&cluster) == 0) && cluster.deliver_one() {
+            joint |= outgoing(&cluster) > 0;
+        }
+        if joint && outgoing(&cluster) == 0 {
+            break;
+        }
+        cluster.change();
+    }
+    assert!(joint && outgoing(&cluster) == 0, "the group has not become three");
+    cluster.wire.0.retain(|message| !stay.contains(&message.to));
+    cluster.deliver();
+    let knows = |cluster: &Cluster, id: u64| cluster.state(id).coordinators.members.len() == 3;
+    assert!(gone.iter().all(|id| knows(&cluster, u64::from(*id))), "those who go know it");
+    cluster.nodes.remove(&leader);
+    assert!(cluster.nodes.keys().filter(|id| stay.contains(id)).all(|id| !knows(&cluster, *id)), "those who stay do not");
+    cluster.becomes(&stay, "two of three go on", &mut acknowledged);
 }

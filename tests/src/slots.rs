@@ -59,6 +59,40 @@ pub struct Healing {
     pub placed: Duration,
     /// Every slot is healthy.
     pub healthy: Duration,
+    /// The most that any slot which moved lacked its process for want of vp alone: neither its role was starting, nor was a gate closed.
+    pub ours: Duration,
+}
+
+/// How long each slot that moved had no process though nothing but vp was waited for.
+#[derive(Default)]
+struct Account {
+    last: Duration,
+    ours: BTreeMap<String, Duration>,
+}
+
+impl Account {
+    /// Books the time since the last look; `gated` are the slots behind a gate that only something else opens.
+    fn look(&mut self, at: Duration, slots: &[Slot], dead: &str, gated: &BTreeSet<String>) {
+        let passed = at.saturating_sub(self.last);
+        self.last = at;
+        for slot in slots {
+            let homeless = slot.instance.as_deref().is_none_or(|holder| holder == dead);
+            let lacks = match slot.phase.as_str() {
+                _ if homeless => !gated.contains(&slot.name),
+                // What the agent waits for: its volume and its lease are vp's own; a gate is a protocol's, as a session that still lives.
+                "waiting" => slot.message.is_empty() || ["waiting for volume", "waiting for the coordinators"].iter().any(|own| slot.message.starts_with(own)),
+                "unknown" => true,
+                _ => false,
+            };
+            if lacks {
+                *self.ours.entry(slot.name.clone()).or_default() += passed;
+            }
+        }
+    }
+
+    fn most(&self) -> Duration {
+        self.ours.values().max().copied().unwrap_or_default()
+    }
 }
 
 impl Region {
@@ -209,13 +243,15 @@ impl Region {
     }
 
     fn wait_healed_behind(&self, closed: &[&str], dead: &str, since: Instant, deadline: Duration) -> anyhow::Result<Healing> {
-        let mut placed = None;
+        let (mut placed, mut account) = (None, Account::default());
         let healthy = wait_until(&format!("every slot is healthy without {dead}"), deadline, || {
             let slots = self.slots()?;
-            let homeless: Vec<&str> =
-                slots.iter().filter(|slot| slot.instance.as_deref().is_none_or(|holder| holder == dead)).map(|s| s.name.as_str()).collect();
+            let homeless: BTreeSet<String> =
+                slots.iter().filter(|slot| slot.instance.as_deref().is_none_or(|holder| holder == dead)).map(|slot| slot.name.clone()).collect();
             // A slot behind a closed gate waits for something else, as one whose volume lies in a zone without a node with room: for the group's replacement.
-            if placed.is_none() && (homeless.is_empty() || self.waiting_for(closed)?.is_superset(&homeless.iter().map(|slot| (*slot).to_owned()).collect())) {
+            let gated = if homeless.is_empty() { BTreeSet::new() } else { self.waiting_for(closed)? };
+            account.look(since.elapsed(), &slots, dead, &gated);
+            if placed.is_none() && gated.is_superset(&homeless) {
                 placed = Some(since.elapsed());
             }
             let unwell: Vec<String> =
@@ -223,6 +259,29 @@ impl Region {
             anyhow::ensure!(homeless.is_empty() && unwell.is_empty(), "without a holder: {homeless:?}; not well: {unwell:?}");
             Ok(Some(since.elapsed()))
         })?;
-        Ok(Healing { placed: placed.unwrap_or(healthy), healthy })
+        Ok(Healing { placed: placed.unwrap_or(healthy), healthy, ours: account.most() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(name: &str, holder: &str, phase: &str, message: &str) -> Slot {
+        let json = serde_json::json!({"slot": name, "role": "kafka", "generation": 1, "instance": holder, "phase": phase, "message": message});
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn neither_a_roles_own_start_nor_a_closed_gate_is_booked_to_vp() {
+        let seconds = Duration::from_secs;
+        let (mut account, none, gated) = (Account::default(), BTreeSet::new(), BTreeSet::from(["kafka-1".to_owned()]));
+        account.look(seconds(4), &[slot("kafka-1", "i-dead", "healthy", "")], "i-dead", &none);
+        account.look(seconds(9), &[slot("kafka-1", "i-dead", "unknown", "")], "i-dead", &gated);
+        account.look(seconds(10), &[slot("kafka-1", "i-2", "unknown", "")], "i-dead", &none);
+        account.look(seconds(12), &[slot("kafka-1", "i-2", "waiting", "waiting for volume vol-1 to be attached")], "i-dead", &none);
+        account.look(seconds(20), &[slot("kafka-1", "i-2", "waiting", "waiting for the session of broker 1")], "i-dead", &none);
+        account.look(seconds(30), &[slot("kafka-1", "i-2", "starting", "")], "i-dead", &none);
+        assert_eq!(account.most(), seconds(4 + 1 + 2));
     }
 }

@@ -70,13 +70,15 @@ fn a_cluster_in_which_anything_may_die() {
 }
 
 fn tell(what: &str, healing: Healing) {
-    println!("   {what}: placed after {:.1} s, healthy after {:.1} s", healing.placed.as_secs_f32(), healing.healthy.as_secs_f32());
+    let Healing { placed, healthy, ours } = healing;
+    println!("   {what}: placed after {:.1} s, healthy after {:.1} s, {:.1} s of them vp's own", placed.as_secs_f32(), healthy.as_secs_f32(), ours.as_secs_f32());
 }
 
-/// Placement has its own deadline.
+/// Placement has its own deadline; health has the same, beside the role's own start and what its protocol waits for.
 fn ensure_placed(what: &str, healing: Healing) -> anyhow::Result<()> {
     tell(what, healing);
     ensure!(healing.placed <= PLACED, "slots that could be placed were only after {:.1} s", healing.placed.as_secs_f32());
+    ensure!(healing.ours <= PLACED, "a slot lacked its process for {:.1} s though only vp was waited for", healing.ours.as_secs_f32());
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `roles.md` "Kafka", rule by rule: a test for each, which is to fail when its rule is taken out (`docs/testing.md` says which were seen to).
+//! `roles.md` "Kafka", rule by rule: a test for each, which is to fail when its rule is taken out (`docs/planted/core.md` says which were seen to).
 #[macro_use]
 mod situation;
 use situation::{Situation, node_in, slot, spec};

@@ -332,15 +332,13 @@ impl<S: Store, M: Machine> Node<S, M> {
                 EntryType::EntryConfChange => {
                     let change = ConfChange::decode(entry.data.as_slice()).map_err(malformed)?;
                     let conf = self.raw.apply_conf_change(&change)?;
-                    self.machine.configured(entry.index, &conf);
-                    self.snapshot_due = true;
+                    self.configured(entry.index, &conf);
                     progress.replies.push((entry.index, entry.term, Vec::new()));
                 }
                 EntryType::EntryConfChangeV2 => {
                     let change = ConfChangeV2::decode(entry.data.as_slice()).map_err(malformed)?;
                     let conf = self.raw.apply_conf_change(&change)?;
-                    self.machine.configured(entry.index, &conf);
-                    self.snapshot_due = true;
+                    self.configured(entry.index, &conf);
                     progress.replies.push((entry.index, entry.term, Vec::new()));
                 }
             }
@@ -348,6 +346,18 @@ impl<S: Store, M: Machine> Node<S, M> {
         self.applied = last;
         self.machine.batch_done(last);
         Ok(())
+    }
+
+    /// The membership entry at `index` made the group `conf`. A leader that is not in it steps down (Ongaro 2014, §4.2.2): raft-rs would lead on,
+    /// and panic at its next commit for want of a progress of its own.
+    fn configured(&mut self, index: u64, conf: &ConfState) {
+        self.machine.configured(index, conf);
+        self.snapshot_due = true;
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            tracing::info!(index, "this member led the group that removes it: it steps down");
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
     }
 
     /// Writes the applied state to the cache; call it when stopping in order.

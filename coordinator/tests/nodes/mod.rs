@@ -36,6 +36,9 @@ pub fn coordinators(change: CoordinatorChange) -> Vec<u8> {
     encoded(Command::Coordinators(change))
 }
 
+/// Rounds (ticks of 100 ms) that a member goes on after it has read that it is out: `membership::OUT_FOR`.
+const OUT_FOR: usize = 100;
+
 /// A member, and the state that it has reached.
 pub type Running = (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>);
 
@@ -78,11 +81,13 @@ pub struct Cluster {
     pub founders: u32,
     /// The leader dies after so many more messages.
     pub fuse: Option<usize>,
+    /// Members that have read that they are out, and the rounds until they stop.
+    pub out: BTreeMap<u64, usize>,
 }
 
 impl Cluster {
     pub fn of(founders: u32) -> Self {
-        let mut cluster = Self { dir: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), wire: Wire::default(), founders, fuse: None };
+        let mut cluster = Self { dir: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), wire: Wire::default(), founders, fuse: None, out: BTreeMap::new() };
         for id in 1..=u64::from(founders) {
             cluster.start(id);
         }
@@ -107,36 +112,57 @@ impl Cluster {
     }
 
     pub fn deliver(&mut self) {
-        loop {
-            for (node, _) in self.nodes.values_mut() {
-                node.drive(&mut self.wire).unwrap();
-            }
-            if self.fuse == Some(0) {
-                self.fuse = None;
-                if let Some(leader) = self.leader() {
-                    self.nodes.remove(&leader);
-                }
-            }
-            let Some(message) = self.wire.0.pop_front() else { break };
-            self.fuse = self.fuse.map(|left| left.saturating_sub(1));
-            if let Some((node, _)) = self.nodes.get_mut(&message.to) {
-                let _ = node.raw().step(message);
+        while self.deliver_one() {}
+    }
+
+    /// Everybody does what is pending, and one message arrives; false: there was none.
+    pub fn deliver_one(&mut self) -> bool {
+        for (node, _) in self.nodes.values_mut() {
+            node.drive(&mut self.wire).unwrap();
+        }
+        if self.fuse == Some(0) {
+            self.fuse = None;
+            if let Some(leader) = self.leader() {
+                self.nodes.remove(&leader);
             }
         }
-        // Whoever reads that it is out stops, as `membership::follow` has it.
-        self.nodes.retain(|id, (_, state)| {
-            let state = state.borrow();
+        let Some(message) = self.wire.0.pop_front() else { return false };
+        self.fuse = self.fuse.map(|left| left.saturating_sub(1));
+        if let Some((node, _)) = self.nodes.get_mut(&message.to) {
+            let _ = node.raw().step(message);
+        }
+        true
+    }
+
+    /// Whoever has read that it is out stops some time later, as `membership::follow` has it.
+    fn leave(&mut self) {
+        for (id, (_, state)) in &self.nodes {
+            let (state, id) = (state.borrow(), *id);
             let group = &state.coordinators;
-            group.last_member < MemberId(*id) || group.members.contains_key(&MemberId(*id))
-        });
+            if group.last_member >= MemberId(id) && !group.members.contains_key(&MemberId(id)) {
+                *self.out.entry(id).or_insert(OUT_FOR) -= 1;
+            }
+        }
+        self.nodes.retain(|id, _| self.out.get(id).is_none_or(|left| *left > 0));
     }
 
     /// One tick of everybody, and whatever the leader does next for its group.
     pub fn round(&mut self) {
+        self.tick();
+        self.deliver();
+        self.change();
+        self.deliver();
+    }
+
+    pub fn tick(&mut self) {
+        self.leave();
         for (node, _) in self.nodes.values_mut() {
             node.raw().tick();
         }
-        self.deliver();
+    }
+
+    /// What the leader does next for its group.
+    pub fn change(&mut self) {
         let Some(leader) = self.leader() else { return };
         let state = self.state(leader);
         let alive: BTreeSet<u64> = self.nodes.keys().copied().collect();
@@ -146,7 +172,6 @@ impl Cluster {
             Some(step) => drop(node.propose_change(entry(&step))),
             None => {}
         }
-        self.deliver();
     }
 
     pub fn run_until(&mut self, what: &str, mut wanted: impl FnMut(&mut Self) -> bool) {

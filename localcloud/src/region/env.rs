@@ -37,6 +37,8 @@ fn fixed(record: &Record, state: &Path) -> Vec<(&'static str, String)> {
         ("AWS_REGION", record.aws_region.clone()),
         ("AWS_DEFAULT_REGION", record.aws_region.clone()),
         ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        // Spark's own default, 1 GiB, is more than a small worker has, and the application would wait for ever.
+        ("SPARK_EXECUTOR_MEMORY", "512m".to_owned()),
         ("VP_UPLOADS_BUCKET", bucket("uploads")),
         ("VP_RESULTS_BUCKET", bucket("results")),
         ("VP_CLUSTER_BUCKET", bucket("cluster")),

@@ -92,6 +92,42 @@ pub fn zookeeper(region: &Region) -> anyhow::Result<()> {
     Ok(())
 }
 
+const APPLICATION: &str = r#"
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.getOrCreate()
+print("sum", spark.sparkContext.parallelize(range(1000), 4).map(lambda number: number * number).sum())
+"#;
+
+/// Another application on the cluster's Spark, submitted with nothing but the exports while the streaming job runs: it finds room, and its tasks end.
+pub fn spark(region: &Region) -> anyhow::Result<()> {
+    let script = region.scratch().join("application.py");
+    std::fs::write(&script, APPLICATION)?;
+    let spark = components().join("spark");
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(spark.join("home/bin/spark-submit")).args(["--master", &region.env("SPARK_MASTER_URL")?]).arg(&script);
+    command.env_clear().env("HOME", region.scratch()).env("SPARK_LOCAL_IP", "127.0.0.1");
+    for name in ["JAVA_HOME", "PATH"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    exported(&mut command, region)?;
+    // The workers' Python must be the driver's.
+    command.env("PYSPARK_PYTHON", spark.join("bin/python"));
+    let said = command.output()?;
+    let (out, errors) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    anyhow::ensure!(said.status.success() && out.trim() == "sum 332833500", "{}: {out}\n{errors}", said.status);
+    Ok(())
+}
+
+fn exported(command: &mut Command, region: &Region) -> anyhow::Result<()> {
+    let exports = region.json(&["dev", "env"])?;
+    for (name, value) in exports.as_object().context("exports by name")? {
+        command.env(name, value.as_str().unwrap_or_default());
+    }
+    Ok(())
+}
+
 const BOTO: &str = r#"
 import boto3, os, sys
 s3, ec2 = boto3.client("s3"), boto3.client("ec2")
@@ -113,10 +149,7 @@ print(answer["ETag"].strip('"'))
 pub fn put_by_boto(region: &Region, key: &str, path: &std::path::Path, recipe: &str) -> anyhow::Result<Option<String>> {
     let mut command = Command::new(components().join("moto/bin/python"));
     command.args(["-c", BOTO, key]).arg(path).arg(recipe).env_clear().env("HOME", region.scratch());
-    let exports = region.json(&["dev", "env"])?;
-    for (name, value) in exports.as_object().context("exports by name")? {
-        command.env(name, value.as_str().unwrap_or_default());
-    }
+    exported(&mut command, region)?;
     let said = command.output()?;
     anyhow::ensure!(said.status.success(), "boto3: {}", String::from_utf8_lossy(&said.stderr));
     let said = String::from_utf8_lossy(&said.stdout).trim().to_owned();

@@ -147,11 +147,12 @@ fn taken(region: &Region, job: &str) -> anyhow::Result<JobStatus> {
     region.wait_ended(job, SHORT)
 }
 
-/// Kafka and ZooKeeper through foreign libraries, for a job that nothing disturbed.
+/// Kafka, ZooKeeper and Spark through foreign libraries, for a job that nothing disturbed.
 fn foreign_clients_see_the_plan(region: &Region, job: &str) -> anyhow::Result<()> {
     let plan = Plan::from_bytes(&object(region, &format!("jobs/{job}/plan.json"))?)?;
     foreign::agrees(&foreign::topic(region)?, &plan)?;
-    foreign::zookeeper(region)
+    foreign::zookeeper(region)?;
+    foreign::spark(region)
 }
 
 fn posted(region: &Region, bucket: &str, key: &str, etag: &str) -> anyhow::Result<()> {

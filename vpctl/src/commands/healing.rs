@@ -46,6 +46,8 @@ pub struct SlotHealing {
     /// New holder.
     pub to: Option<String>,
     pub placed_ms: Option<u64>,
+    /// Its process runs: from here to `healthy_ms` is the role's own start.
+    pub started_ms: Option<u64>,
     pub healthy_ms: Option<u64>,
     /// The proof under which it was taken from the old holder.
     pub proof: Option<String>,
@@ -114,7 +116,7 @@ fn reachable(status: &ClusterStatus) -> usize {
 impl Healing {
     /// The account before anything was seen; `before` is the cluster as it was.
     pub fn new(target: Target, before: &ClusterStatus, silent: bool) -> Self {
-        let blank = |slot: &String| SlotHealing { slot: slot.clone(), to: None, placed_ms: None, healthy_ms: None, proof: None };
+        let blank = |slot: &String| SlotHealing { slot: slot.clone(), to: None, placed_ms: None, started_ms: None, healthy_ms: None, proof: None };
         Self {
             slots: target.slots.keys().map(|s| (s.clone(), blank(s))).collect(),
             leader_was_target: target.coordinator.is_some_and(|id| id == before.leader_id),
@@ -193,6 +195,9 @@ impl Healing {
             slot.to = Some(raw.instance_id.clone());
             if slot.proof.is_none() && !raw.last_proof.is_empty() {
                 slot.proof = Some(raw.last_proof.clone());
+            }
+            if matches!(raw.phase(), Phase::Starting | Phase::Healthy | Phase::Unhealthy) {
+                slot.started_ms.get_or_insert(at_ms);
             }
             if raw.phase() == Phase::Healthy {
                 slot.healthy_ms.get_or_insert(at_ms);

@@ -45,6 +45,7 @@ fn healing_goes_through_its_stages_and_ends_when_the_replacement_has_joined() {
     healing.saw_terminated(1_500);
     healing.saw_status(2_000, &cluster(Health::Degraded, &[("i-1", "fenced"), ("i-2", "ready")], vec![slot(1, 20, "i-2", Phase::Waiting)]));
     assert_eq!(healing.stage(), "fenced; 1 of 1 slots placed, 0 healthy");
+    healing.saw_status(3_000, &cluster(Health::Degraded, &[("i-2", "ready")], vec![slot(1, 20, "i-2", Phase::Starting)]));
     healing.saw_status(5_000, &cluster(Health::Healthy, &[("i-2", "ready")], vec![slot(1, 20, "i-2", Phase::Healthy)]));
     assert!(!healing.is_over(), "one node of two is not as before");
     assert_eq!(healing.stage(), "healthy; 1 of 2 nodes are ready: the replacement has not joined");
@@ -52,6 +53,7 @@ fn healing_goes_through_its_stages_and_ends_when_the_replacement_has_joined() {
     let report = healing.report();
     let times = [report.detected_ms, report.terminated_ms, report.fenced_ms, report.placed_ms, report.healthy_ms, report.restored_ms];
     assert_eq!(times, [1_000, 1_500, 2_000, 2_000, 5_000, 7_000].map(Some));
+    assert_eq!(report.slots[0].started_ms, Some(3_000), "from there on it was the role's own start");
     assert_eq!(report.missing, Vec::<String>::new());
 }
 

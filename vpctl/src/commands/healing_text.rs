@@ -50,12 +50,12 @@ pub fn text(report: &Report, screen: &Screen) -> String {
 }
 
 fn slots(report: &Report, screen: &Screen) -> String {
-    let mut table = Table::new(&["SLOT", "TO", "PLACED", "HEALTHY", "PROOF"]).indented(2);
+    let mut table = Table::new(&["SLOT", "TO", "PLACED", "STARTED", "HEALTHY", "PROOF"]).indented(2);
     for slot in &report.slots {
         let after = |at: Option<u64>| at.map_or_else(|| Cell::new(Tone::Bad, "not yet"), |at| span(at).into());
         let to = slot.to.clone().unwrap_or_else(|| "nowhere".to_owned());
         let proof = slot.proof.clone().unwrap_or_default();
-        table.row(vec![slot.slot.as_str().into(), to.into(), after(slot.placed_ms), after(slot.healthy_ms), proof.into()]);
+        table.row(vec![slot.slot.as_str().into(), to.into(), after(slot.placed_ms), after(slot.started_ms), after(slot.healthy_ms), proof.into()]);
     }
     table.render(screen)
 }
@@ -82,6 +82,7 @@ mod tests {
                 slot: "kafka-1".to_owned(),
                 to: Some("i-2".to_owned()),
                 placed_ms: Some(6_300),
+                started_ms: Some(11_400),
                 healthy_ms: None,
                 proof: Some("terminated".to_owned()),
             }],
@@ -101,8 +102,8 @@ i-1 (us-east-1a, 127.38.1.20)
   restored    not seen  the cluster tolerates as much as before
 
 SLOTS
-  SLOT     TO   PLACED  HEALTHY  PROOF
-  kafka-1  i-2  6.3 s   not yet  terminated
+  SLOT     TO   PLACED  STARTED  HEALTHY  PROOF
+  kafka-1  i-2  6.3 s   11.4 s   not yet  terminated
 
 WAITS OF GATES (part of the times above)
   WANTED   CLOSED BY          WAITED
