@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use nodes::*;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
-use vp_cluster::Command;
+use vp_cluster::{Command, coordinators::CoordinatorChange};
 
 #[test]
 fn three_become_five_and_five_three_again_and_nothing_that_was_acknowledged_is_lost() {
@@ -126,7 +126,8 @@ fn a_leader_that_dies_when_only_those_who_go_know_that_five_are_three_leaves_two
     let leader = cluster.leader().unwrap();
     let gone = two_to_go(leader as u32, false);
     let stay = members(&without(gone));
-    cluster.want(&without(gone));
+    let wanted = slots(5).into_iter().filter(|(number, _)| !gone.contains(number)).collect();
+    cluster.propose(coordinators(CoordinatorChange::Want { slots: wanted }));
     let outgoing = |cluster: &Cluster| cluster.nodes[&leader].0.group().conf.voters_outgoing.len();
     // To the moment at which the leader alone has left the joint configuration: whatever it would tell those who stay from there on is lost.
     let mut joint = false;

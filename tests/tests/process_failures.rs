@@ -70,8 +70,8 @@ fn a_cluster_in_which_anything_may_die() {
 }
 
 fn tell(what: &str, healing: Healing) {
-    let Healing { placed, healthy, ours } = healing;
-    println!("   {what}: placed after {:.1} s, healthy after {:.1} s, {:.1} s of them vp's own", placed.as_secs_f32(), healthy.as_secs_f32(), ours.as_secs_f32());
+    let [placed, healthy, ours] = [healing.placed, healing.healthy, healing.ours].map(|after| after.as_secs_f32());
+    println!("   {what}: placed after {placed:.1} s, healthy after {healthy:.1} s, {ours:.1} s of them vp's own");
 }
 
 /// Placement has its own deadline; health has the same, beside the role's own start and what its protocol waits for.
