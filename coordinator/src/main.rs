@@ -16,7 +16,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use tracing::{info, warn};
+use tracing::info;
 use tracing_subscriber::EnvFilter;
 use vp_cloud::{Endpoints, Session, autoscaling::Groups, ec2::Compute, s3::ObjectStore};
 use vp_cluster::MemberId;
@@ -225,10 +225,7 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
             bootstrap::stand_aside(&network, &folder, index?)?;
             true
         }
-        () = spawned(connections) => {
-            warn!("this member was removed from the coordinators' group: it takes no part any more, terminate its instance");
-            true
-        }
+        () = spawned(connections) => bail!("the watch of the connections ended"),
         _ = terminate.recv() => false,
         _ = tokio::signal::ctrl_c() => false,
     };

@@ -44,9 +44,6 @@ const STOOD_STILL: Duration = Duration::from_secs(10);
 const TERMINATE_AGAIN: Duration = Duration::from_secs(10);
 /// How long a heir may take to lead.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
-/// So long a member that is out still votes and keeps entries for those whose change of the group is not over: a leader that dies before they
-/// have heard its end leaves them one short of the old majority. Ten elections.
-const OUT_FOR: Duration = Duration::from_secs(10);
 
 pub struct Membership {
     pub leader: Arc<Leader>,
@@ -278,7 +275,8 @@ pub fn addresses(state: &ClusterState) -> BTreeMap<u64, SocketAddr> {
     state.coordinators.members.iter().filter_map(|(id, member)| Some((id.0, at(member)?))).collect()
 }
 
-/// Keeps the connections as the state has them; ends [`OUT_FOR`] after this member has read that it is no longer one of the group.
+/// Keeps the connections as the state has them, for ever. A member that is out says so and goes on: it votes and keeps entries for those who have not heard the
+/// end of the change, who would be one short of the old majority if its leader died now. It never stands and never leads again.
 pub async fn follow(network: Network, me: MemberId, mut states: watch::Receiver<Arc<ClusterState>>) {
     loop {
         let state = states.borrow_and_update().clone();
@@ -287,7 +285,8 @@ pub async fn follow(network: Network, me: MemberId, mut states: watch::Receiver<
         if group.last_member >= me {
             network.update(&addresses(&state), group.last_member.0);
             if !group.members.contains_key(&me) {
-                return tokio::time::sleep(OUT_FOR).await;
+                warn!("this member was removed from the coordinators' group: terminate its instance, nobody needs it any more");
+                return std::future::pending().await;
             }
         }
         if states.changed().await.is_err() {

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use vp_cluster::{
     ClusterState, RoleName,
     ensemble::{self, Reconfig},
-    kafka,
+    kafka::{self, Reassignment},
     observe::EnsembleSeen,
     state::Membership,
 };
@@ -128,16 +128,21 @@ impl ZooKeeper {
         if let Some(change) = ensemble::next(&state, &obs, role) {
             self.reconfigure(client, &change).await;
         }
-        match kafka::next(&state, &obs) {
-            Some(step) => {
-                kafka_records::reassign(client, &step).await?;
-                info!(partitions = step.partitions.len(), "partitions reassigned");
-                let names: Vec<String> = step.partitions.iter().map(|((topic, number), replicas)| format!("{topic}-{number} to {replicas:?}")).collect();
-                self.leader.note("partitions reassigned", "kafka", names.join(", ")).await;
-            }
-            None if !reassigning => kafka_records::lift_throttle(client, &throttled).await?,
-            None => {}
-        }
+        let moved = match kafka::next(&state, &obs) {
+            Some(step) => self.reassign(client, &step).await,
+            None if !reassigning => kafka_records::lift_throttle(client, &throttled).await,
+            None => Ok(()),
+        };
+        // The next round tries again; what was read is as good as before.
+        moved.unwrap_or_else(|error| warn!(%error, "kafka's partitions not moved"));
+        Ok(())
+    }
+
+    async fn reassign(&self, client: &Client, step: &Reassignment) -> Result<(), Failure> {
+        kafka_records::reassign(client, step).await?;
+        info!(partitions = step.partitions.len(), "partitions reassigned");
+        let names: Vec<String> = step.partitions.iter().map(|((topic, number), replicas)| format!("{topic}-{number} to {replicas:?}")).collect();
+        self.leader.note("partitions reassigned", "kafka", names.join(", ")).await;
         Ok(())
     }
 

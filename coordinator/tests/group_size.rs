@@ -44,7 +44,7 @@ fn three_become_five_and_five_three_again_and_nothing_that_was_acknowledged_is_l
         let stay = without(gone);
         cluster.want(&stay);
         cluster.becomes(&members(&stay), "three vote", &mut acknowledged);
-        cluster.run_until("the two have stopped", |cluster| cluster.nodes.len() == 3);
+        cluster.run_until("the two know that they are out", |cluster| gone.iter().all(|id| cluster.is_out(u64::from(*id))));
         let leader = cluster.leader().unwrap();
         let state = cluster.state(leader);
         assert_eq!(state.coordinators.members.keys().map(|id| id.0).collect::<Vec<_>>(), members(&stay));

@@ -16,7 +16,7 @@ use nodes::*;
 use tokio::sync::watch;
 use vp_cluster::{
     ClusterState, Command, MemberId,
-    coordinators::{CoordinatorChange, Standing},
+    coordinators::{CoordinatorChange, Standing, founded},
     membership as rules,
     version::NEWEST,
 };
@@ -110,10 +110,9 @@ fn whoever_has_no_vote_never_stands_for_election_however_long_it_hears_nobody() 
     let gone = two_to_go(leader, false);
     let stay = without(gone);
     cluster.want(&stay);
-    cluster.run_until("the two have stopped", |cluster| cluster.nodes.len() == 3);
+    cluster.run_until("the two know that they are out", |cluster| gone.iter().all(|id| cluster.is_out(u64::from(*id))));
     for number in gone {
         let id = u64::from(number);
-        cluster.start(id);
         assert!(!cluster.nodes[&id].0.voters().contains(&id), "it knows that it is out");
         assert!(!take(&mut cluster, id), "one that was removed");
     }
@@ -185,6 +184,18 @@ fn real(root: &Path, id: u64, at: u8, others: &BTreeMap<u64, SocketAddr>) -> Rea
     });
     let follows = tokio::spawn(follow(network.clone(), MemberId(id), state.clone()));
     Real { handle, state, network, ended: tokio::spawn(ended), server, follows }
+}
+
+#[tokio::test]
+async fn a_member_that_is_out_goes_on_for_those_who_have_not_heard_it() {
+    let mut state = ClusterState { coordinators: founded(slots(3), NEWEST).coordinators, ..ClusterState::default() };
+    state.coordinators.members.remove(&MemberId(3));
+    let own = SocketAddr::from(([127, 37, 8, 73], vp_proto::COORDINATOR_PORT));
+    let trust = Arc::new(Trust::new(authority(), 73, own.ip()).unwrap());
+    let network = Network::new("test".to_owned(), 3, own, trust, BTreeMap::new());
+    let (_kept, states) = watch::channel(Arc::new(state));
+    let ended = tokio::time::timeout(Duration::from_millis(300), follow(network, MemberId(3), states)).await;
+    assert!(ended.is_err(), "it ended, and whoever ends it ends the process");
 }
 
 async fn stop(real: Real) {

@@ -59,33 +59,38 @@ pub struct Healing {
     pub placed: Duration,
     /// Every slot is healthy.
     pub healthy: Duration,
-    /// The most that any slot which moved lacked its process for want of vp alone: neither its role was starting, nor was a gate closed.
+    /// The most that any slot which moved lacked its process for want of vp alone, at least: neither was its role starting nor did its protocol wait.
     pub ours: Duration,
 }
 
 /// How long each slot that moved had no process though nothing but vp was waited for.
 #[derive(Default)]
 struct Account {
-    last: Duration,
+    last: Option<Duration>,
+    /// By slot; whoever was never without a holder, nor unwell at the first look, has not moved.
     ours: BTreeMap<String, Duration>,
 }
 
+/// What a slot waits for that vp can only wait for as well: sessions that expire, copies that catch up, servers that elect.
+const PROTOCOLS: [&str; 4] = ["the session of broker", "does not serve yet", "its disk is lost", "cannot be read"];
+
 impl Account {
-    /// Books the time since the last look; `gated` are the slots behind a gate that only something else opens.
+    /// Books the time since the last look, or since the kill for a slot that the first look finds with the dead; `gated` are the slots behind a gate that
+    /// only something else opens.
     fn look(&mut self, at: Duration, slots: &[Slot], dead: &str, gated: &BTreeSet<String>) {
-        let passed = at.saturating_sub(self.last);
-        self.last = at;
+        let first = self.last.is_none();
+        let passed = at.saturating_sub(self.last.replace(at).unwrap_or_default());
         for slot in slots {
             let homeless = slot.instance.as_deref().is_none_or(|holder| holder == dead);
+            let moved = homeless || first && slot.phase != "healthy" || self.ours.contains_key(&slot.name);
             let lacks = match slot.phase.as_str() {
                 _ if homeless => !gated.contains(&slot.name),
-                // What the agent waits for: its volume and its lease are vp's own; a gate is a protocol's, as a session that still lives.
-                "waiting" => slot.message.is_empty() || ["waiting for volume", "waiting for the coordinators"].iter().any(|own| slot.message.starts_with(own)),
-                "unknown" => true,
-                _ => false,
+                "waiting" => !PROTOCOLS.iter().any(|wait| slot.message.contains(wait)),
+                phase => phase == "unknown",
             };
-            if lacks {
-                *self.ours.entry(slot.name.clone()).or_default() += passed;
+            if moved {
+                let booked = self.ours.entry(slot.name.clone()).or_default();
+                *booked += if lacks && (homeless || !first) { passed } else { Duration::ZERO };
             }
         }
     }
@@ -273,15 +278,26 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_roles_own_start_nor_a_closed_gate_is_booked_to_vp() {
+    fn neither_a_roles_own_start_nor_its_protocols_wait_is_booked_to_vp() {
         let seconds = Duration::from_secs;
         let (mut account, none, gated) = (Account::default(), BTreeSet::new(), BTreeSet::from(["kafka-1".to_owned()]));
-        account.look(seconds(4), &[slot("kafka-1", "i-dead", "healthy", "")], "i-dead", &none);
-        account.look(seconds(9), &[slot("kafka-1", "i-dead", "unknown", "")], "i-dead", &gated);
-        account.look(seconds(10), &[slot("kafka-1", "i-2", "unknown", "")], "i-dead", &none);
-        account.look(seconds(12), &[slot("kafka-1", "i-2", "waiting", "waiting for volume vol-1 to be attached")], "i-dead", &none);
-        account.look(seconds(20), &[slot("kafka-1", "i-2", "waiting", "waiting for the session of broker 1")], "i-dead", &none);
-        account.look(seconds(30), &[slot("kafka-1", "i-2", "starting", "")], "i-dead", &none);
-        assert_eq!(account.most(), seconds(4 + 1 + 2));
+        let mut look = |at, holder: &str, phase: &str, message: &str, gated: &BTreeSet<String>| {
+            account.look(seconds(at), &[slot("kafka-1", holder, phase, message), slot("kafka-2", "i-3", "healthy", "")], "i-dead", gated);
+            account.most()
+        };
+        assert_eq!(look(4, "i-dead", "healthy", "", &none), seconds(4), "from the kill on");
+        assert_eq!(look(9, "i-dead", "unknown", "", &gated), seconds(4), "its volume's zone");
+        assert_eq!(look(10, "i-2", "unknown", "", &none), seconds(5), "not told yet");
+        assert_eq!(look(12, "i-2", "waiting", "killed; waiting for volume vol-1 is not attached to i-2 yet", &none), seconds(7));
+        assert_eq!(look(20, "i-2", "waiting", "waiting for the session of broker 1 at 127.0.0.1 is still live", &none), seconds(7));
+        assert_eq!(look(30, "i-2", "starting", "", &none), seconds(7));
+    }
+
+    #[test]
+    fn who_did_not_move_is_not_booked_and_the_time_before_the_first_look_only_to_who_is_without_a_holder() {
+        let (mut account, none) = (Account::default(), BTreeSet::new());
+        account.look(Duration::from_secs(20), &[slot("kafka-1", "i-2", "unknown", ""), slot("kafka-2", "i-3", "healthy", "")], "i-dead", &none);
+        account.look(Duration::from_secs(21), &[slot("kafka-1", "i-2", "unknown", ""), slot("kafka-2", "i-3", "unknown", "")], "i-dead", &none);
+        assert_eq!(account.ours, BTreeMap::from([("kafka-1".to_owned(), Duration::from_secs(1))]));
     }
 }

@@ -71,7 +71,7 @@ fn a_cluster_in_which_anything_may_die() {
 
 fn tell(what: &str, healing: Healing) {
     let [placed, healthy, ours] = [healing.placed, healing.healthy, healing.ours].map(|after| after.as_secs_f32());
-    println!("   {what}: placed after {placed:.1} s, healthy after {healthy:.1} s, {ours:.1} s of them vp's own");
+    println!("   {what}: placed after {placed:.1} s, healthy after {healthy:.1} s; no slot waited longer than {ours:.1} s for vp alone");
 }
 
 /// Placement has its own deadline; health has the same, beside the role's own start and what its protocol waits for.

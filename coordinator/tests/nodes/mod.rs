@@ -36,9 +36,6 @@ pub fn coordinators(change: CoordinatorChange) -> Vec<u8> {
     encoded(Command::Coordinators(change))
 }
 
-/// Rounds (ticks of 100 ms) that a member goes on after it has read that it is out: `membership::OUT_FOR`.
-const OUT_FOR: usize = 100;
-
 /// A member, and the state that it has reached.
 pub type Running = (Node<DiskStore, ClusterMachine>, watch::Receiver<Arc<ClusterState>>);
 
@@ -81,13 +78,11 @@ pub struct Cluster {
     pub founders: u32,
     /// The leader dies after so many more messages.
     pub fuse: Option<usize>,
-    /// Members that have read that they are out, and the rounds until they stop.
-    pub out: BTreeMap<u64, usize>,
 }
 
 impl Cluster {
     pub fn of(founders: u32) -> Self {
-        let mut cluster = Self { dir: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), wire: Wire::default(), founders, fuse: None, out: BTreeMap::new() };
+        let mut cluster = Self { dir: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), wire: Wire::default(), founders, fuse: None };
         for id in 1..=u64::from(founders) {
             cluster.start(id);
         }
@@ -134,16 +129,9 @@ impl Cluster {
         true
     }
 
-    /// Whoever has read that it is out stops some time later, as `membership::follow` has it.
-    fn leave(&mut self) {
-        for (id, (_, state)) in &self.nodes {
-            let (state, id) = (state.borrow(), *id);
-            let group = &state.coordinators;
-            if group.last_member >= MemberId(id) && !group.members.contains_key(&MemberId(id)) {
-                *self.out.entry(id).or_insert(OUT_FOR) -= 1;
-            }
-        }
-        self.nodes.retain(|id, _| self.out.get(id).is_none_or(|left| *left > 0));
+    /// It has read that it is out; it goes on all the same (`membership::follow`).
+    pub fn is_out(&self, id: u64) -> bool {
+        self.nodes.contains_key(&id) && !self.state(id).coordinators.members.contains_key(&MemberId(id))
     }
 
     /// One tick of everybody, and whatever the leader does next for its group.
@@ -155,7 +143,6 @@ impl Cluster {
     }
 
     pub fn tick(&mut self) {
-        self.leave();
         for (node, _) in self.nodes.values_mut() {
             node.raw().tick();
         }

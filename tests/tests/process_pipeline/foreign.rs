@@ -98,7 +98,7 @@ spark = SparkSession.builder.getOrCreate()
 print("sum", spark.sparkContext.parallelize(range(1000), 4).map(lambda number: number * number).sum())
 "#;
 
-/// Another application on the cluster's Spark, submitted with nothing but the exports while the streaming job runs: it finds room, and its tasks end.
+/// Another application on the cluster's Spark, submitted by the exports, and with the workers' Python, while the streaming job runs: it finds room, and its tasks end.
 pub fn spark(region: &Region) -> anyhow::Result<()> {
     let script = region.scratch().join("application.py");
     std::fs::write(&script, APPLICATION)?;

@@ -196,8 +196,11 @@ impl Healing {
             if slot.proof.is_none() && !raw.last_proof.is_empty() {
                 slot.proof = Some(raw.last_proof.clone());
             }
-            if matches!(raw.phase(), Phase::Starting | Phase::Healthy | Phase::Unhealthy) {
-                slot.started_ms.get_or_insert(at_ms);
+            match raw.phase() {
+                Phase::Starting | Phase::Healthy | Phase::Unhealthy => _ = slot.started_ms.get_or_insert(at_ms),
+                // It moved again, or ended and is started again: the last start counts.
+                Phase::Unspecified | Phase::Waiting | Phase::Backoff | Phase::Stopped => slot.started_ms = None,
+                Phase::Stopping => {}
             }
             if raw.phase() == Phase::Healthy {
                 slot.healthy_ms.get_or_insert(at_ms);

@@ -77,6 +77,16 @@ fn health_that_does_not_last_counts_from_the_last_change() {
 }
 
 #[test]
+fn a_start_that_does_not_last_counts_from_the_next() {
+    let mut healing = start();
+    for (at, phase) in [(1_000, Phase::Starting), (2_000, Phase::Backoff), (3_000, Phase::Starting), (4_000, Phase::Healthy)] {
+        healing.saw_status(at, &cluster(Health::Degraded, &[("i-2", "ready")], vec![slot(1, 20, "i-2", phase)]));
+    }
+    let report = healing.report();
+    assert_eq!((report.slots[0].started_ms, report.slots[0].healthy_ms), (Some(3_000), Some(4_000)));
+}
+
+#[test]
 fn a_gate_counts_from_when_it_was_first_to_when_it_was_last_seen_closed() {
     let mut healing = start();
     let gate = Gate { subject: "kafka-1".to_owned(), closed_by: "session".to_owned(), ..Default::default() };
