@@ -69,6 +69,11 @@ impl Place {
         if !self.region_is_named()
             && let Some(folder) = variable("VP_CERTIFICATE")
         {
+            if let (Some(state), Err(RegionError::Absent(_))) = (variable("VP_STATE"), &self.region) {
+                return Err(Failure::Nowhere {
+                    reason: format!("the region in {state} was taken down, and this shell still has its exports (VP_STATE and others)"),
+                });
+            }
             return certificate(folder.as_ref());
         }
         let none = |_| Failure::NoCertificate { reason: "none is named, and there is no local region".to_owned() };
@@ -78,6 +83,11 @@ impl Place {
     async fn session(&self) -> Result<Session, Failure> {
         let names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "VP_UPLOADS_BUCKET", "VP_RESULTS_BUCKET"];
         if !self.region_is_named() && names.iter().any(|name| variable(name).is_some()) {
+            if let Ok(region) = &self.region
+                && variable("VP_STATE").is_some()
+            {
+                exported_by(variable("AWS_ACCESS_KEY_ID").as_deref(), &region.record().access_key_id)?;
+            }
             return Ok(Session::from_environment().await);
         }
         Ok(Session::load(self.region()?.record().endpoints()).await)
@@ -112,6 +122,15 @@ impl Place {
         let region = self.region.as_ref().map_err(|_| missing())?;
         region.record().buckets.get(role).cloned().ok_or_else(missing)
     }
+}
+
+/// Exports outlive their region: one that was taken down and is up again has other keys, and S3 answers the old ones that nothing exists.
+fn exported_by(key: Option<&str>, regions: &str) -> Result<(), Failure> {
+    if key.is_none_or(|key| key == regions) {
+        return Ok(());
+    }
+    let what = "this shell has the exports of a region that was taken down since".to_owned();
+    Err(Failure::NotNow { what, next: "take the new ones: eval \"$(vpctl dev env)\"".to_owned() })
 }
 
 /// The certificate in a folder.
@@ -159,6 +178,13 @@ mod tests {
     fn an_address_without_a_port_gets_the_coordinators_port() {
         assert_eq!(with_port("127.38.1.10").expect("an address"), "127.38.1.10:7400");
         assert_eq!(with_port(" db1:99 ").expect("an address"), "db1:99");
+    }
+
+    #[test]
+    fn exports_of_a_region_that_was_taken_down_are_told_from_those_of_the_one_that_is_up() {
+        assert!(exported_by(Some("key-2"), "key-2").is_ok() && exported_by(None, "key-2").is_ok());
+        let told = exported_by(Some("key-1"), "key-2").expect_err("of another region").to_string();
+        assert!(told.contains("taken down"), "{told}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub fn text(report: &Report, screen: &Screen) -> String {
     stage("restored", report.restored_ms, "the cluster tolerates as much as before");
     text.push_str(&table.render(screen));
     if !report.slots.is_empty() {
-        text.push_str(&format!("\n{}\n{}", screen.paint(Tone::Bold, "SLOTS"), slots(report, screen)));
+        text.push_str(&format!("\n{}\n{}", screen.paint(Tone::Bold, "SLOTS (from STARTED to HEALTHY: the role's own start)"), slots(report, screen)));
     }
     let mut waits = Table::new(&["WANTED", "CLOSED BY", "WAITED"]).indented(2);
     for wait in &report.waits {
@@ -101,7 +101,7 @@ i-1 (us-east-1a, 127.38.1.20)
   healthy     not seen  every slot serves again
   restored    not seen  the cluster tolerates as much as before
 
-SLOTS
+SLOTS (from STARTED to HEALTHY: the role's own start)
   SLOT     TO   PLACED  STARTED  HEALTHY  PROOF
   kafka-1  i-2  6.3 s   11.4 s   not yet  terminated
 
