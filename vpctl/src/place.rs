@@ -69,12 +69,12 @@ impl Place {
         if !self.region_is_named()
             && let Some(folder) = variable("VP_CERTIFICATE")
         {
-            if let (Some(state), Err(RegionError::Absent(_))) = (variable("VP_STATE"), &self.region) {
-                return Err(Failure::Nowhere {
-                    reason: format!("the region in {state} was taken down, and this shell still has its exports (VP_STATE and others)"),
-                });
-            }
-            return certificate(folder.as_ref());
+            return certificate(folder.as_ref()).map_err(|error| match (variable("VP_STATE"), &self.region) {
+                (Some(state), Err(RegionError::Absent(_))) => {
+                    Failure::Nowhere { reason: format!("the region in {state} was taken down, and this shell still has its exports (VP_STATE and others)") }
+                }
+                _ => error,
+            });
         }
         let none = |_| Failure::NoCertificate { reason: "none is named, and there is no local region".to_owned() };
         certificate(&self.region.as_ref().map_err(none)?.operator(Rank::Admin))
