@@ -42,7 +42,7 @@ build: setup programs ## the programs, in bin/
 
 # By rename, and only when they changed: a running region keeps the file it started from.
 programs:
-	@cargo build --workspace --locked --quiet
+	@cargo build --workspace --locked
 	@mkdir -p bin
 	@for program in $(PROGRAMS); do \
 		cmp -s "$(CARGO_TARGET_DIR)/debug/$$program" "bin/$$program" && continue; \

@@ -195,8 +195,13 @@ impl<S: Supervisor> Executor<S> {
         let rendered = renderer.role(role)?;
         let probe = Probe::new(&role.probe, &renderer, self.settings.node.address)?;
         let volume = wanted.assignments.get(slot).and_then(|a| a.volume.as_deref());
-        let config = layout.config_dir(slot);
-        for folder in [&config, &layout.data_dir(slot, volume), &layout.run_dir(slot), &layout.log_dir(slot)] {
+        let (config, temporary) = (layout.config_dir(slot), layout.temp_dir(slot));
+        // Nothing of the slot runs: whatever lies there is of processes that were killed.
+        match fs::remove_dir_all(&temporary) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(FileError::of("empty", &temporary)(source).into()),
+            _ => {}
+        }
+        for folder in [&config, &temporary, &layout.data_dir(slot, volume), &layout.run_dir(slot), &layout.log_dir(slot)] {
             make_folder(folder)?;
         }
         for (name, content) in &rendered.files {
@@ -206,6 +211,7 @@ impl<S: Supervisor> Executor<S> {
         fail_point!("executor::rendered");
         environment.insert("VP_SLOT".into(), slot.to_string());
         environment.insert("VP_GENERATION".into(), generation.to_string());
+        environment.insert("TMPDIR".into(), temporary.display().to_string());
         environment.extend(rendered.environment);
         self.supervisor.start(&Unit {
             slot: slot.clone(),
@@ -302,6 +308,7 @@ fn renderer(settings: &Settings, wanted: &Wanted, slot: &Slot, role: &Role) -> R
         data_dir: layout.data_dir(slot, assignment.and_then(|a| a.volume.as_deref())),
         run_dir: layout.run_dir(slot),
         log_dir: layout.log_dir(slot),
+        temp_dir: layout.temp_dir(slot),
         hosts_file: layout.hosts_file(),
         components: absolute(&settings.components),
         image: settings.image.clone(),

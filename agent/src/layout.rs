@@ -47,6 +47,11 @@ impl Layout {
         self.slot(slot).join("run")
     }
 
+    /// The slot's temporary files: `TMPDIR` of its processes, emptied before each start.
+    pub fn temp_dir(&self, slot: &Slot) -> PathBuf {
+        self.slot(slot).join("tmp")
+    }
+
     /// The slot's logs; what the role prints is in `SLOT.log`.
     pub fn log_dir(&self, slot: &Slot) -> PathBuf {
         self.slot(slot).join("log")

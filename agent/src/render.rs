@@ -78,6 +78,8 @@ pub struct Context {
     pub run_dir: PathBuf,
     /// Logs.
     pub log_dir: PathBuf,
+    /// Temporary files.
+    pub temp_dir: PathBuf,
     /// Names of every placed slot.
     pub hosts_file: PathBuf,
     /// Kafka, Spark and the others.
@@ -121,7 +123,9 @@ impl Object for Flags {
     }
 
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(" "))
+        // As the Java launcher reads `JDK_JAVA_OPTIONS`: blanks part words unless they are quoted.
+        let quoted = |flag: &String| if flag.contains(char::is_whitespace) { format!("\"{flag}\"") } else { flag.clone() };
+        f.write_str(&self.0.iter().map(quoted).collect::<Vec<_>>().join(" "))
     }
 }
 
@@ -162,20 +166,23 @@ pub struct Renderer {
 impl Renderer {
     /// From a context; `ports` are the role's.
     pub fn new(context: &Context, ports: &BTreeMap<String, u16>) -> Self {
-        let resolver = Flags(vec![
+        let flags = Flags(vec![
             format!("-Djdk.net.hosts.file={}", context.hosts_file.display()),
             "-Dsun.net.inetaddr.ttl=1".into(),
             "-Dsun.net.inetaddr.negative.ttl=0".into(),
+            // A JVM asks neither TMPDIR nor, for what `jps` reads, this property: without the last flag it leaves a file in /tmp when it is killed.
+            format!("-Djava.io.tmpdir={}", context.temp_dir.display()),
+            "-XX:+PerfDisableSharedMem".into(),
         ]);
         let path = |path: &PathBuf| path.display().to_string();
         let values = context! {
             slot => context.slot, node => context.node, cluster => context.cluster, region => context.region,
             aws => context.aws, buckets => context.buckets,
             config_dir => path(&context.config_dir), data_dir => path(&context.data_dir), run_dir => path(&context.run_dir),
-            log_dir => path(&context.log_dir), hosts_file => path(&context.hosts_file),
+            log_dir => path(&context.log_dir), temp_dir => path(&context.temp_dir), hosts_file => path(&context.hosts_file),
             components => path(&context.components), image => path(&context.image),
             ports => ports, members => context.members, params => context.params,
-            java_resolver => Value::from_object(resolver),
+            java_flags => Value::from_object(flags),
         };
         let values = match &context.java {
             Some(java) => context! { java => path(java), ..values },
@@ -260,6 +267,7 @@ pub(crate) mod tests {
             data_dir: "/d".into(),
             run_dir: "/r".into(),
             log_dir: "/l".into(),
+            temp_dir: "/t".into(),
             hosts_file: "/h".into(),
             components: "/components".into(),
             image: "/image".into(),
@@ -292,9 +300,16 @@ pub(crate) mod tests {
 
     #[test]
     fn a_list_is_spread_over_arguments_and_joined_in_text() {
-        assert_eq!(renderer().words("{{ java_resolver }}").unwrap().len(), 3);
-        let text = renderer().text("x", "{{ java_resolver }}").unwrap();
-        assert_eq!(text, "-Djdk.net.hosts.file=/h -Dsun.net.inetaddr.ttl=1 -Dsun.net.inetaddr.negative.ttl=0");
+        assert_eq!(renderer().words("{{ java_flags }}").unwrap().len(), 5);
+        let text = renderer().text("x", "{{ java_flags }}").unwrap();
+        assert_eq!(text, "-Djdk.net.hosts.file=/h -Dsun.net.inetaddr.ttl=1 -Dsun.net.inetaddr.negative.ttl=0 -Djava.io.tmpdir=/t -XX:+PerfDisableSharedMem");
+    }
+
+    #[test]
+    fn a_flag_with_a_blank_is_quoted_in_text() {
+        let renderer = Renderer::new(&Context { temp_dir: "/a folder".into(), ..context() }, &BTreeMap::new());
+        let text = renderer.text("x", "{{ java_flags }}").unwrap();
+        assert!(text.ends_with(" \"-Djava.io.tmpdir=/a folder\" -XX:+PerfDisableSharedMem"), "{text}");
     }
 
     #[test]

@@ -33,6 +33,13 @@ command: [sh, -c, "echo run >> {{ log_dir }}/runs; exit 3"]
 probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expect: "beat"}}
 "#;
 
+/// Leaves a temporary file, and says what it found where it left it.
+const UNTIDY: &str = r#"summary: Leaves a file behind.
+fencing: quorum
+command: [sh, -c, "{ echo run; ls -A \"$TMPDIR\"; } >> {{ log_dir }}/found; mktemp; exit 3"]
+probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expect: "beat"}}
+"#;
+
 const SERVER: &str = r#"summary: Speaks a line protocol.
 fencing: disposable
 ports: {line: 2181}
@@ -301,6 +308,18 @@ fn a_crashing_role_is_started_again_with_growing_pauses() {
     // 0.5 + 1 + 2 s lie between the first and the fourth.
     assert!(begun.elapsed() >= Duration::from_millis(3400), "{:?}", begun.elapsed());
     bed.eventually("restarts are counted", || bed.script.observation("crashing-1").filter(|o| o.restarts >= 3));
+}
+
+#[test]
+fn temporary_files_lie_in_the_slots_folder_and_are_gone_at_its_next_start() {
+    let mut bed = Bed::new(&[("untidy", UNTIDY)]);
+    bed.want(vec![assignment("untidy", 8, "quorum")]);
+    let found = bed.eventually("a second run", || {
+        std::fs::read_to_string(bed.path("root/slots/untidy-1/log/found")).ok().filter(|found| found.matches("run").count() >= 2)
+    });
+    assert!(found.lines().all(|line| line == "run"), "{found}");
+    let left = |bed: &Bed| std::fs::read_dir(bed.path("root/slots/untidy-1/tmp")).map_or(0, Iterator::count);
+    bed.eventually("its own file", || (left(&bed) == 1).then_some(()));
 }
 
 #[test]

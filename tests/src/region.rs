@@ -2,6 +2,7 @@
 //! A test that went well ends only when nothing of its region is left: no process, mount, control group or file.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     net::TcpListener,
     os::unix::process::CommandExt,
@@ -19,6 +20,9 @@ use crate::processes;
 
 /// Networks of regions that tests make; people's begin at 20.
 const FIRST_NETWORK: u8 = 60;
+
+/// How the temporary files begin that Spark's and Kafka's JVMs, the streaming job and the functions make.
+const SCATTERED: [&str; 10] = ["artifacts-", "blockmgr-", "ingest-", "liblz4-", "libsnappy", "libzstd", "pyspark-", "snappy-", "spark-", "vp-segment-"];
 
 /// What one call of `vpctl` said.
 #[derive(Debug, Clone)]
@@ -46,6 +50,8 @@ pub struct Region {
     runtime: tokio::runtime::Runtime,
     session: Session,
     undertaker: Option<(Child, ChildStdin)>,
+    /// See [`scattered`].
+    scattered_before: BTreeSet<String>,
     _network: Flock<fs::File>,
 }
 
@@ -92,7 +98,8 @@ impl Region {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let none = runtime.block_on(Session::load(Endpoints::default()));
         // From here on a failure takes the region down by dropping this.
-        let mut region = Self { name, network, folder, runtime, session: none, undertaker: Some((undertaker, stdin)), _network: lock };
+        let undertaker = Some((undertaker, stdin));
+        let mut region = Self { name, network, folder, runtime, session: none, undertaker, scattered_before: scattered(), _network: lock };
         let begun = Instant::now();
         let number = network.to_string();
         let up = region.ctl(&[&["dev", "up", "--network", &number], options].concat())?;
@@ -259,7 +266,8 @@ impl Drop for Region {
             self.save_logs();
             panic!("vpctl dev down did not end well: {ended:?}; what is left of region {} is in {}", self.name, self.folder.display());
         }
-        let left = left_of(&self.name, &self.folder);
+        let mut left = left_of(&self.name, &self.folder);
+        left.extend(scattered().difference(&self.scattered_before).map(|name| format!("temporary file {name}")));
         assert!(left.is_empty(), "region {} is down, and this is left of it:\n{}", self.name, left.join("\n"));
     }
 }
@@ -277,6 +285,12 @@ fn left_of(name: &str, folder: &Path) -> Vec<String> {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     left.extend(processes::all().filter(|pid| *pid != own).filter_map(|pid| named_by(pid, folder)));
     left
+}
+
+/// Names in the machine's folder for temporary files that what runs in a region would leave there if it were told of no other.
+fn scattered() -> BTreeSet<String> {
+    let names = fs::read_dir(env::temp_dir()).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| SCATTERED.iter().any(|known| name.starts_with(known))).collect()
 }
 
 /// The process with its command line, when that or its environment holds the folder's path.

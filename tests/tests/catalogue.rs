@@ -55,6 +55,7 @@ fn context(catalogue: &Catalogue, role: &str, memory_mib: u32) -> Context {
         data_dir: "/d".into(),
         run_dir: "/r".into(),
         log_dir: "/l".into(),
+        temp_dir: "/t".into(),
         hosts_file: "/h".into(),
         components: "/components".into(),
         image: "/image".into(),
@@ -81,6 +82,9 @@ fn every_shipped_role_loads_and_renders() {
     for role in catalogue.keys() {
         let rendered = rendered(&catalogue, role, 2048);
         assert!(rendered.command.iter().all(|word| !word.contains("{{")), "{role}: {:?}", rendered.command);
+        // All of them are JVMs or start some: nothing of theirs is to lie in the machine's /tmp.
+        let options = &rendered.environment["JDK_JAVA_OPTIONS"];
+        assert!(options.contains("-Djava.io.tmpdir=/t ") && options.contains("-XX:+PerfDisableSharedMem"), "{role}: {options}");
     }
 }
 

@@ -239,6 +239,8 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("not good at this time"), "{refused:?}");
     assert!(!vpctl_as("operator", &["snapshot", "save", &format!("{file}.no")]).await.status.success());
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(file).unwrap()) & 0o777;
+    assert_eq!(mode, 0o600, "a file that a cluster can be founded on is its owner's alone");
 
     // While somebody leads, there is nothing to restore; nor without the cluster's name.
     let refused = vpctl(&["snapshot", "restore", file, "--confirm", "test"]).await;

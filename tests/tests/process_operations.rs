@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use vp_tests::{Region, example, region::sample, scenarios::Scenarios, slots::Slot, topics::Topic, wait_until, writers, writers::Writers};
+use vp_tests::{Region, example, region::sample, scenarios::Scenarios, slots::{Instance, Slot}, topics::Topic, wait_until, writers, writers::Writers};
 
 /// As the region's own, but a fourth broker is allowed, and there is the walk-through's role.
 const SPEC: &str = "roles:
@@ -185,13 +185,19 @@ fn broker_moves_without_its_disk(region: &Region) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The node that carries most of those whose zone has another one: volumes move within their zone.
+/// The node that carries most of those that can be emptied: volumes move within their zone, and one node carries no two members of one role. After a
+/// broker left the zone that has one node only, two brokers share a zone, and neither of its nodes could take the other's.
 fn node_with_a_neighbour(region: &Region) -> anyhow::Result<String> {
-    let slots = region.slots()?;
-    let carries = |node: &str| slots.iter().filter(|slot| slot.instance.as_deref() == Some(node)).count();
-    let nodes = region.nodes()?;
-    let neighboured = nodes.iter().filter(|one| nodes.iter().any(|other| other.id != one.id && other.zone == one.zone));
-    neighboured.max_by_key(|one| carries(&one.id)).map(|one| one.id.clone()).context("no zone has two nodes")
+    let (slots, nodes) = (region.slots()?, region.nodes()?);
+    let carried = |node: &Instance| slots.iter().filter(|slot| slot.instance.as_deref() == Some(&*node.id)).collect::<Vec<_>>();
+    let takes = |other: &Instance, disk: &Slot| carried(other).iter().all(|slot| slot.role != disk.role);
+    let can_be_emptied = |one: &&Instance| {
+        let neighbours: Vec<&Instance> = nodes.iter().filter(|other| other.id != one.id && other.zone == one.zone).collect();
+        let mut disks = carried(one).into_iter().filter(|slot| slot.volume.is_some());
+        !neighbours.is_empty() && disks.all(|disk| neighbours.iter().any(|other| takes(other, disk)))
+    };
+    let fullest = nodes.iter().filter(can_be_emptied).max_by_key(|one| carried(one).len());
+    fullest.map(|one| one.id.clone()).with_context(|| format!("no node could be emptied: {slots:?}"))
 }
 
 fn node_is_emptied(region: &Region) -> anyhow::Result<()> {

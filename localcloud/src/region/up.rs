@@ -147,7 +147,7 @@ fn folders(state: &Path) -> Result<bool, RegionError> {
     let fail = |path: PathBuf, source| RegionError::File { path, doing: "making a folder of the region", source };
     private.create(state).map_err(|source| fail(state.to_path_buf(), source))?;
     write(&state.join(MARK), b"A local region of vp keeps its state here; `vpctl dev down` removes all of it.\n")?;
-    for folder in ["logs", "s3", "identity", "images", "instances", "volumes", "lambda"] {
+    for folder in ["logs", "tmp", "s3", "identity", "images", "instances", "volumes", "lambda"] {
         let path = state.join(folder);
         private.create(&path).map_err(|source| fail(path, source))?;
     }
@@ -249,15 +249,16 @@ fn lambda_config(record: &Record, options: &UpOptions, state: &Path) -> lambda::
     }
 }
 
-/// What every service gets: a path, a home inside the region, and no way to metadata outside this machine.
+/// What every service gets: a path, a home and a place for temporary files inside the region, and no way to metadata outside this machine.
 fn base_environment(state: &Path) -> BTreeMap<String, String> {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
     let mut environment = BTreeMap::from([
         ("PATH".to_owned(), path),
         ("HOME".to_owned(), state.display().to_string()),
+        ("TMPDIR".to_owned(), state.join("tmp").display().to_string()),
         ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()),
     ]);
-    for name in ["RUST_LOG", "RUST_BACKTRACE", "TMPDIR", "LANG"] {
+    for name in ["RUST_LOG", "RUST_BACKTRACE", "LANG"] {
         environment.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
     }
     environment

@@ -112,6 +112,9 @@ pub fn spark(region: &Region) -> anyhow::Result<()> {
         }
     }
     exported(&mut command, region)?;
+    let temporary = region.scratch().join("submit");
+    std::fs::create_dir_all(&temporary)?;
+    command.env("TMPDIR", &temporary).env("JDK_JAVA_OPTIONS", format!("-Djava.io.tmpdir={} -XX:+PerfDisableSharedMem", temporary.display()));
     // The workers' Python must be the driver's.
     command.env("PYSPARK_PYTHON", spark.join("bin/python"));
     let said = command.output()?;

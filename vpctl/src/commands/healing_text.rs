@@ -12,11 +12,8 @@ const PLACED_BUDGET_MS: u64 = 10_000;
 pub fn text(report: &Report, screen: &Screen) -> String {
     let how = if report.silent { "SIGKILL, nobody told" } else { "terminated through EC2" };
     let mut text = format!("{}\n  killed: {how}\n\n", screen.paint(Tone::Bold, &report.what));
-    let mut table = Table::new(&["STAGE", "AFTER", "MEANING"]).indented(2);
-    let mut stage = |name: &str, at: Option<u64>, meaning: &str| {
-        let at = at.map_or_else(|| Cell::new(Tone::Bad, "not seen"), |at| span(at).into());
-        table.row(vec![name.into(), at, meaning.into()]);
-    };
+    let mut stages = Vec::new();
+    let mut stage = |name: &'static str, at: Option<u64>, meaning: &str| stages.push((at, name, meaning.to_owned()));
     stage("detected", report.detected_ms, "the cluster knows");
     stage("terminated", report.terminated_ms, "EC2: no process of it is left");
     if report.led_ms.is_some() {
@@ -29,6 +26,13 @@ pub fn text(report: &Report, screen: &Screen) -> String {
         stage("healthy", report.healthy_ms, "every slot serves again");
     }
     stage("restored", report.restored_ms, "the cluster tolerates as much as before");
+    // EC2 may know before the cluster does, or after; what was not seen comes last.
+    stages.sort_by_key(|(at, ..)| at.unwrap_or(u64::MAX));
+    let mut table = Table::new(&["STAGE", "AFTER", "MEANING"]).indented(2);
+    for (at, name, meaning) in stages {
+        let at = at.map_or_else(|| Cell::new(Tone::Bad, "not seen"), |at| span(at).into());
+        table.row(vec![name.into(), at, meaning.as_str().into()]);
+    }
     text.push_str(&table.render(screen));
     if !report.slots.is_empty() {
         text.push_str(&format!("\n{}\n{}", screen.paint(Tone::Bold, "SLOTS (from STARTED to HEALTHY: the role's own start)"), slots(report, screen)));
@@ -71,8 +75,8 @@ mod tests {
             instance: "i-1".to_owned(),
             what: "i-1 (us-east-1a, 127.38.1.20)".to_owned(),
             silent: true,
-            terminated_ms: Some(6_000),
-            detected_ms: Some(4_200),
+            terminated_ms: Some(4_200),
+            detected_ms: Some(6_000),
             fenced_ms: Some(6_100),
             placed_ms: Some(6_300),
             healthy_ms: None,
@@ -94,8 +98,8 @@ i-1 (us-east-1a, 127.38.1.20)
   killed: SIGKILL, nobody told
 
   STAGE       AFTER     MEANING
-  detected    4.2 s     the cluster knows
-  terminated  6.0 s     EC2: no process of it is left
+  terminated  4.2 s     EC2: no process of it is left
+  detected    6.0 s     the cluster knows
   fenced      6.1 s     the old holder is proven to be gone
   placed      6.3 s     every slot has a new holder (within the budget of 10.0 s)
   healthy     not seen  every slot serves again

@@ -1,6 +1,9 @@
 //! `snapshot`: the replicated state in a file, and the cluster founded anew on it when most coordinators are lost for good. The file is one line of JSON
 //! that describes it, then the state (JSON too): `tail -1 FILE | jq .nodes` reads it. docs/runbooks/lost-quorum.md walks through it.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -79,14 +82,20 @@ async fn save(cluster: &Cluster, screen: &Screen, format: Format, file: &Path) -
     bytes.push(b'\n');
     bytes.extend_from_slice(&state);
     bytes.push(b'\n');
-    // Whole or not at all: an interrupted save leaves the one before.
-    let temporary = file.with_extension("part");
-    std::fs::write(&temporary, &bytes).map_err(Failure::file(&temporary))?;
-    std::fs::File::open(&temporary).and_then(|written| written.sync_all()).map_err(Failure::file(&temporary))?;
-    std::fs::rename(&temporary, file).map_err(Failure::file(file))?;
+    replace(file, &bytes)?;
     let answer = json!({"file": file, "cluster": header.cluster, "cluster_id": header.cluster_id, "revision": index, "bytes": bytes.len()});
     view::show(screen, format, &answer, |_| format!("{}: {} at revision {index}, {} bytes\n", file.display(), header.cluster_id, bytes.len()))?;
     Ok(0)
+}
+
+/// Whole or not at all: an interrupted save leaves the one before. For its owner only, since whoever has it can found a cluster on it.
+fn replace(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let mut temporary = file.as_os_str().to_owned();
+    temporary.push(".part");
+    let temporary = Path::new(&temporary);
+    let mut part = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary).map_err(Failure::file(temporary))?;
+    part.write_all(bytes).and_then(|()| part.sync_all()).map_err(Failure::file(temporary))?;
+    std::fs::rename(temporary, file).map_err(Failure::file(file))
 }
 
 fn inspect(screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> {

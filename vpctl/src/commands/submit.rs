@@ -63,7 +63,7 @@ pub async fn submit(pipeline: &Pipeline, screen: &Screen, format: Format, words:
     for file in &words.files {
         let found = tokio::fs::metadata(file).await.map_err(Failure::file(file))?;
         if !found.is_file() {
-            return Err(Failure::Usage(format!("{} is not a file", file.display())));
+            return Err(Failure::file(file)(std::io::Error::other("not a file")));
         }
     }
     let batch = Batch { pipeline, screen, words: &words, format, bars: screen.bars(), turn: Semaphore::new(UPLOADS), jobs: Mutex::new(BTreeMap::new()) };
