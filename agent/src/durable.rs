@@ -73,6 +73,17 @@ pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
+/// Removes a folder with everything in it, if there is one.
+///
+/// # Errors
+/// The file system's, with the path; part of it may be gone.
+pub fn remove_folder(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::of("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a folder and those above it.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use fail::fail_point;
 
 use crate::catalogue::{Catalogue, Fencing, Role};
 use crate::clock::Instant;
-use crate::durable::{FileError, make_folder, replace_volatile};
+use crate::durable::{FileError, make_folder, remove_folder, replace_volatile};
 use crate::generations::{Generations, GenerationsError};
 use crate::observations::{Claim, Facts, claim, observation};
 use crate::probes::{Probe, ProbeError, Watch};
@@ -196,10 +196,9 @@ impl<S: Supervisor> Executor<S> {
         let probe = Probe::new(&role.probe, &renderer, self.settings.node.address)?;
         let volume = wanted.assignments.get(slot).and_then(|a| a.volume.as_deref());
         let (config, temporary) = (layout.config_dir(slot), layout.temp_dir(slot));
-        // Nothing of the slot runs: whatever lies there is of processes that were killed.
-        match fs::remove_dir_all(&temporary) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(FileError::of("empty", &temporary)(source).into()),
-            _ => {}
+        // Nothing of the slot runs: whatever lies there is of processes that were killed. That it stays is no reason not to start.
+        if let Err(error) = remove_folder(&temporary) {
+            tracing::warn!(%slot, error = chain(&error), "old temporary files stay");
         }
         for folder in [&config, &temporary, &layout.data_dir(slot, volume), &layout.run_dir(slot), &layout.log_dir(slot)] {
             make_folder(folder)?;

@@ -36,7 +36,7 @@ probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expec
 /// Leaves a temporary file, and says what it found where it left it.
 const UNTIDY: &str = r#"summary: Leaves a file behind.
 fencing: quorum
-command: [sh, -c, "{ echo run; ls -A \"$TMPDIR\"; } >> {{ log_dir }}/found; mktemp; exit 3"]
+command: [sh, -c, "{ ls -A \"$TMPDIR\"; echo run; } >> {{ log_dir }}/found; mktemp; exit 3"]
 probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expect: "beat"}}
 "#;
 

@@ -22,7 +22,9 @@ use crate::processes;
 const FIRST_NETWORK: u8 = 60;
 
 /// How the temporary files begin that Spark's and Kafka's JVMs, the streaming job and the functions make.
-const SCATTERED: [&str; 10] = ["artifacts-", "blockmgr-", "ingest-", "liblz4-", "libsnappy", "libzstd", "pyspark-", "snappy-", "spark-", "vp-segment-"];
+const SCATTERED: [&str; 13] = [
+    "artifacts-", "blockmgr-", "hadoop-", "ingest-", "liblz4-", "libsnappy", "libzstd", "pyspark-", "snappy-", "spark-", "temporary-", "vp-join-", "vp-segment-",
+];
 
 /// What one call of `vpctl` said.
 #[derive(Debug, Clone)]
@@ -51,7 +53,7 @@ pub struct Region {
     session: Session,
     undertaker: Option<(Child, ChildStdin)>,
     /// See [`scattered`].
-    scattered_before: BTreeSet<String>,
+    scattered_before: BTreeSet<PathBuf>,
     _network: Flock<fs::File>,
 }
 
@@ -267,7 +269,7 @@ impl Drop for Region {
             panic!("vpctl dev down did not end well: {ended:?}; what is left of region {} is in {}", self.name, self.folder.display());
         }
         let mut left = left_of(&self.name, &self.folder);
-        left.extend(scattered().difference(&self.scattered_before).map(|name| format!("temporary file {name}")));
+        left.extend(scattered().difference(&self.scattered_before).map(|path| format!("temporary files {}", path.display())));
         assert!(left.is_empty(), "region {} is down, and this is left of it:\n{}", self.name, left.join("\n"));
     }
 }
@@ -287,10 +289,11 @@ fn left_of(name: &str, folder: &Path) -> Vec<String> {
     left
 }
 
-/// Names in the machine's folder for temporary files that what runs in a region would leave there if it were told of no other.
-fn scattered() -> BTreeSet<String> {
-    let names = fs::read_dir(env::temp_dir()).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| SCATTERED.iter().any(|known| name.starts_with(known))).collect()
+/// What is in the folders for temporary files that lies there because what runs in a region was told of no other: Python and ffmpeg ask `TMPDIR`, a JVM does not.
+fn scattered() -> BTreeSet<PathBuf> {
+    let entries = [env::temp_dir(), "/tmp".into()].into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let known = |path: &PathBuf| path.file_name().is_some_and(|name| SCATTERED.iter().any(|known| name.to_string_lossy().starts_with(known)));
+    entries.map(|entry| entry.path()).filter(known).collect()
 }
 
 /// The process with its command line, when that or its environment holds the folder's path.

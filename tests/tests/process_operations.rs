@@ -187,7 +187,7 @@ fn broker_moves_without_its_disk(region: &Region) -> anyhow::Result<()> {
 
 /// The node that carries most of those that can be emptied: volumes move within their zone, and one node carries no two members of one role. After a
 /// broker left the zone that has one node only, two brokers share a zone, and neither of its nodes could take the other's.
-fn node_with_a_neighbour(region: &Region) -> anyhow::Result<String> {
+fn node_that_can_be_emptied(region: &Region) -> anyhow::Result<String> {
     let (slots, nodes) = (region.slots()?, region.nodes()?);
     let carried = |node: &Instance| slots.iter().filter(|slot| slot.instance.as_deref() == Some(&*node.id)).collect::<Vec<_>>();
     let takes = |other: &Instance, disk: &Slot| carried(other).iter().all(|slot| slot.role != disk.role);
@@ -202,7 +202,7 @@ fn node_with_a_neighbour(region: &Region) -> anyhow::Result<String> {
 
 fn node_is_emptied(region: &Region) -> anyhow::Result<()> {
     region.wait_healthy(seconds(120))?;
-    let node = node_with_a_neighbour(region)?;
+    let node = node_that_can_be_emptied(region)?;
     let held = |node: &str| anyhow::Ok(region.held_by(node)?.into_iter().map(|slot| slot.name).collect::<Vec<_>>());
     let (before, revision) = (held(&node)?, region.revision()?);
     let since = Instant::now();

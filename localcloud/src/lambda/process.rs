@@ -80,10 +80,15 @@ pub async fn keep(config: Arc<Config>, function: usize, worker: usize, delivery:
 fn start(config: &Config, function: &super::config::Function, worker: usize, delivery: &Delivery) -> anyhow::Result<Child> {
     let log = delivery.journal.logs().join(format!("{}.log", function.name));
     let log = std::fs::OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("open {}", log.display()))?;
+    // As an execution environment's /tmp: its own, and empty.
+    let temporary = config.state_dir.join("tmp").join(format!("{}-{worker}", function.name));
+    let _ = std::fs::remove_dir_all(&temporary);
+    std::fs::create_dir_all(&temporary).with_context(|| format!("make {}", temporary.display()))?;
     let mut command = std::process::Command::new(&function.program);
     command
         .env_clear()
         .envs(&function.environment)
+        .env("TMPDIR", &temporary)
         .env(RUNTIME_API, format!("{}/{}/{worker}", service_url(&config.address, config.port), function.name))
         .env("AWS_LAMBDA_FUNCTION_NAME", &function.name)
         .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")

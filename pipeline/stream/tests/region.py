@@ -48,6 +48,7 @@ class Region:
         self.env = {
             "PATH": os.environ["PATH"], "HOME": self.root, "AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local-secret",
             "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "PYSPARK_PYTHON": self.python,
+            "TMPDIR": self.path("tmp"), "JDK_JAVA_OPTIONS": f"-Djava.io.tmpdir={self.path('tmp')} -XX:+PerfDisableSharedMem",
         }  # fmt: skip
         self.running = {}
 

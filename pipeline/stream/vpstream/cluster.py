@@ -110,7 +110,6 @@ def session(settings, package):
         "spark.executor.extraClassPath": jars,
         "spark.submit.pyFiles": package,
         "spark.pyspark.python": settings.python,
-        "spark.local.dir": os.path.join(settings.run_dir, "spark"),
         "spark.sql.warehouse.dir": os.path.join(settings.run_dir, "warehouse"),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
@@ -128,6 +127,8 @@ def session(settings, package):
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.streaming.minBatchesToRetain": "20",
         "spark.sql.streaming.pollingDelay": "200ms",
+        # Hadoop asks neither TMPDIR nor Java where temporary files belong, and buffers each checkpoint there.
+        "spark.hadoop.hadoop.tmp.dir": "${java.io.tmpdir}/hadoop",
         "spark.hadoop.fs.s3a.endpoint": settings.store.endpoint,
         "spark.hadoop.fs.s3a.endpoint.region": settings.store.region,
         "spark.hadoop.fs.s3a.path.style.access": "true",

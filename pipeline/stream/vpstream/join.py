@@ -3,13 +3,12 @@
 import hashlib
 import json
 import os
-import tempfile
 
 from . import fence, media, mp4
 from .errors import BadVideo, Interrupted
 from .plan import content_type, read
 from .segments import in_key
-from .work import MAX_OUTPUT_BYTES, fetch, out_key
+from .work import MAX_OUTPUT_BYTES, fetch, out_key, scratch
 
 JOIN_TIMEOUT_S = 3600
 
@@ -23,7 +22,7 @@ def join_job(store, raw_plan, job, generation):
     """Publishes every output. Returns what result.json says: outputs, video, audio."""
     plan = read(raw_plan, job)
     outputs, sound = [], None
-    with tempfile.TemporaryDirectory(prefix="vp-join-") as folder:
+    with scratch("vp-join-") as folder:
         for number, output in enumerate(plan.outputs):
             path = os.path.join(folder, f"{number}-result")
             if output.kind == "transcode":

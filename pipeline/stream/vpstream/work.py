@@ -13,6 +13,11 @@ from .scheduler import NEAR
 from .segments import in_key
 
 MAX_OUTPUT_BYTES = 2 * 1024**3
+
+
+def scratch(prefix):
+    """A folder for one task's files, gone when the task ends. On an executor it lies where Spark removes it with the application, also when this process was killed."""
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or None)
 SEGMENT_TIMEOUT_S = 1800
 
 
@@ -52,7 +57,7 @@ def process_segment(store, raw_plan, job, segment):
     wanted = [output for output in plan.outputs if not store.exists(out_key(job, segment, output.name))]
     spent = 0.0
     if wanted:
-        with tempfile.TemporaryDirectory(prefix="vp-segment-") as folder:
+        with scratch("vp-segment-") as folder:
             source = os.path.join(folder, "in.nut")
             fetch(store, in_key(job, segment), source, part.sha256)
             targets = []

@@ -93,7 +93,9 @@ fn replace(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut temporary = file.as_os_str().to_owned();
     temporary.push(".part");
     let temporary = Path::new(&temporary);
-    let mut part = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary).map_err(Failure::file(temporary))?;
+    // What an interrupted save left; whoever may have put it there keeps no hold on what is written now.
+    let _ = std::fs::remove_file(temporary);
+    let mut part = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary).map_err(Failure::file(temporary))?;
     part.write_all(bytes).and_then(|()| part.sync_all()).map_err(Failure::file(temporary))?;
     std::fs::rename(temporary, file).map_err(Failure::file(file))
 }
