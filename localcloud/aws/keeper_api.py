@@ -3,7 +3,7 @@
 import json
 import re
 
-from corrections import lifecycle
+from corrections import lifecycle, refresh
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 _CONFIRM = re.compile(r"^/_keeper/instances/(i-[0-9a-f]+)/terminated$")
@@ -15,10 +15,10 @@ def _backend():
     return ec2_backends[ACCOUNT][REGION]
 
 
-def _groups():
+def _scaling():
     from moto.autoscaling.models import autoscaling_backends
 
-    return autoscaling_backends[ACCOUNT][REGION].autoscaling_groups
+    return autoscaling_backends[ACCOUNT][REGION]
 
 
 def _describe(instance, lifecycle_states) -> dict:
@@ -44,7 +44,7 @@ def _describe(instance, lifecycle_states) -> dict:
 
 def list_instances() -> dict:
     """Every instance that the API still shows, whatever its state."""
-    states = {s.instance.id: s.lifecycle_state for g in _groups().values() for s in g.instance_states}
+    states = {s.instance.id: s.lifecycle_state for g in _scaling().autoscaling_groups.values() for s in g.instance_states}
     return {"instances": [_describe(i, states) for i in _backend().all_instances()]}
 
 
@@ -55,6 +55,7 @@ def confirm_terminated(instance_id: str) -> tuple[str, dict]:
         return "404 Not Found", {"error": f"no instance {instance_id}"}
     if not lifecycle.confirm(found[0]):
         return "409 Conflict", {"error": f"{instance_id} is {found[0].state}: its termination was not asked for"}
+    refresh.advance(_scaling())
     return "200 OK", {"id": instance_id, "state": found[0].state}
 
 

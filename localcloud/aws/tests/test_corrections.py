@@ -181,6 +181,40 @@ def test_a_lifecycle_action_is_completed(region):
     assert code(error) == "ValidationError"
 
 
+def test_an_instance_refresh_replaces_one_after_another(region):
+    group = region.group(2)
+    first = group.members()
+    by_name = {"AutoScalingGroupName": group.name}
+    refresh = group.autoscaling.start_instance_refresh(**by_name)["InstanceRefreshId"]
+    with pytest.raises(botocore.exceptions.ClientError) as error:
+        group.autoscaling.start_instance_refresh(**by_name)
+    assert code(error) == "InstanceRefreshInProgress"
+
+    def described():
+        (one,) = group.autoscaling.describe_instance_refreshes(**by_name, InstanceRefreshIds=[refresh])["InstanceRefreshes"]
+        return one["Status"], one["PercentageComplete"]
+
+    for gone, victim in enumerate(first):
+        assert described() == ("InProgress", 50 * gone)
+        kept = [one["InstanceId"] for one in group.describe(*first) if one["State"]["Name"] == "running"]
+        assert kept == first[gone + 1 :], "one at a time"
+        assert region.confirm(victim) == 200
+    assert described() == ("Successful", 100)
+    assert len(group.members()) == 2 and not set(group.members()) & set(first)
+    with pytest.raises(botocore.exceptions.ClientError) as error:
+        group.autoscaling.cancel_instance_refresh(**by_name)
+    assert code(error) == "ActiveInstanceRefreshNotFound"
+
+
+def test_a_cancelled_instance_refresh_leaves_the_rest(region):
+    group = region.group(2)
+    first = group.members()
+    refresh = group.autoscaling.start_instance_refresh(AutoScalingGroupName=group.name)["InstanceRefreshId"]
+    assert group.autoscaling.cancel_instance_refresh(AutoScalingGroupName=group.name)["InstanceRefreshId"] == refresh
+    assert region.confirm(first[0]) == 200
+    assert first[1] in group.members()
+
+
 def test_the_identity_key_is_an_rsa_2048_pair(region):
     private = serialization.load_der_private_key((region.state / "identity/private.pk8").read_bytes(), None)
     assert private.key_size == 2048
