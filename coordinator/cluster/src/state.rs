@@ -21,7 +21,7 @@ pub enum Fencing {
     Exclusive,
     /// Its own quorum protects it: not stopped by an expired lease, moved on `terminated` or the agent's word.
     Quorum,
-    /// Moved on suspicion.
+    /// Two copies do no harm: moved once its holder is lost, without proof that it is gone.
     Disposable,
 }
 

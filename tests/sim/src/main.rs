@@ -59,6 +59,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let total = all(&order);
     print!("{total}");
+    if total.seeds < order.seeds {
+        println!("stopped by the time: {} of {} seeds; more with --seconds (make: SECONDS=N)", total.seeds, order.seeds);
+    }
     Ok(if total.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -147,7 +147,7 @@ impl std::fmt::Display for Total {
         }
         line(f, "violations", self.violations.len().to_string())?;
         for (seed, rule, how) in self.violations.iter().take(10) {
-            writeln!(f, "  seed {seed}: {rule}: {how}\n    again: vp-sim --seed {seed} --trace --picture run.svg")?;
+            writeln!(f, "  seed {seed}: {rule}: {how}\n    again: tests/sim/run --seed {seed} --trace --picture run.svg")?;
         }
         Ok(())
     }

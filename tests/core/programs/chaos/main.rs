@@ -45,7 +45,7 @@ struct Arguments {
     /// No injection begins after so long, seconds.
     #[arg(long, default_value_t = WHOLE_SECONDS)]
     seconds: u64,
-    /// Injections of all clusters together after which it ends.
+    /// Injections that struck, of all clusters together, after which it ends; a whole run (3300 s, 2000 injections) fails with fewer.
     #[arg(long, default_value_t = WHOLE_INJECTIONS)]
     injections: u64,
     /// Partitions, pauses and kills on real clusters that must be among them: it goes on until there are so many, and fails with fewer. Else 500 of a whole
@@ -90,9 +90,13 @@ enum Plant {
 }
 
 impl Arguments {
+    /// A run of all kinds that is to be shown, not a slice of one.
+    fn is_whole(&self) -> bool {
+        self.seconds >= WHOLE_SECONDS && self.injections >= WHOLE_INJECTIONS && self.only.is_empty()
+    }
+
     fn enough(&self) -> Enough {
-        let whole = self.seconds >= WHOLE_SECONDS && self.injections >= WHOLE_INJECTIONS;
-        Enough { injections: self.injections, blows: self.blows.unwrap_or(if whole { WHOLE_BLOWS } else { 0 }) }
+        Enough { injections: self.injections, blows: self.blows.unwrap_or(if self.is_whole() { WHOLE_BLOWS } else { 0 }) }
     }
 }
 
@@ -170,7 +174,13 @@ async fn main() -> anyhow::Result<()> {
             Err(error) => wrong.push(format!("{error:#}")),
         }
     }
-    println!("\n{}\nchaos: {} injections", tally.table(), tally.total());
+    println!("\n{}\nchaos: {} injections that struck", tally.table(), tally.total());
+    if arguments.is_whole() {
+        if tally.total() < enough.injections {
+            wrong.push(format!("{} injections that struck are fewer than {}: the time is too short for this machine", tally.total(), enough.injections));
+        }
+        wrong.extend(tally.vain().into_iter().map(|kind| format!("{kind}: tried, and never struck")));
+    }
     println!("chaos: {} of them partitions, pauses and kills of instances, agents and coordinators", tally.blows());
     if tally.blows() < enough.blows {
         wrong.push(format!("{} partitions, pauses and kills on real clusters are fewer than {}", tally.blows(), enough.blows));

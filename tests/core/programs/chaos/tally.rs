@@ -45,9 +45,14 @@ impl Tally {
         self.blows.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All injections.
+    /// All injections that had the effect they are named for.
     pub fn total(&self) -> u64 {
-        self.lock().values().map(|kind| kind.injections).sum()
+        self.lock().values().map(|kind| kind.struck).sum()
+    }
+
+    /// The kinds that were tried and never had their effect.
+    pub fn vain(&self) -> Vec<&'static str> {
+        self.lock().iter().filter(|(_, kind)| kind.struck == 0).map(|(name, _)| *name).collect()
     }
 
     /// Partitions, pauses and kills on real clusters.
