@@ -6,6 +6,7 @@ packages_of() {
     echo "gcc gcc" "g++ g++" "make make" "pkg-config pkg-config" "curl curl" "protobuf-compiler protoc" "zlib1g-dev /usr/include/zlib.h" |
         xargs -n 2
     [ "$1" = lint ] || echo "ffmpeg ffmpeg"
+    [[ $1 != demo && $1 != test ]] || echo "maven mvn"
 }
 
 # at_least FOUND WANTED: is version FOUND not lower than WANTED?
@@ -46,7 +47,8 @@ check_tools() {
     fi
     if [[ $1 = demo || $1 = test ]]; then
         tool java 17 "$(version 'version "[0-9.]+' java -version)" "Debian 12: apt-get install openjdk-17-jdk-headless."
-        tool mvn 3.8 "$(version 'Apache Maven [0-9.]+' mvn --version)" "Debian 12: apt-get install maven."
+        # One that is missing is installed with the packages.
+        ! command -v mvn >/dev/null || tool mvn 3.8 "$(version 'Apache Maven [0-9.]+' mvn --version)" "Debian 12: apt-get install maven."
     fi
     [ ${#missing[@]} = 0 ] && return
     echo "setup: these tools are missing or too old; install them and run the same command again:" >&2

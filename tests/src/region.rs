@@ -23,7 +23,19 @@ const FIRST_NETWORK: u8 = 60;
 
 /// How the temporary files begin that Spark's and Kafka's JVMs, the streaming job and the functions make.
 const SCATTERED: [&str; 13] = [
-    "artifacts-", "blockmgr-", "hadoop-", "ingest-", "liblz4-", "libsnappy", "libzstd", "pyspark-", "snappy-", "spark-", "temporary-", "vp-join-", "vp-segment-",
+    "artifacts-",
+    "blockmgr-",
+    "hadoop-",
+    "ingest-",
+    "liblz4-",
+    "libsnappy",
+    "libzstd",
+    "pyspark-",
+    "snappy-",
+    "spark-",
+    "temporary-",
+    "vp-join-",
+    "vp-segment-",
 ];
 
 /// What one call of `vpctl` said.

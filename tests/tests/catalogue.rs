@@ -123,6 +123,14 @@ fn a_bigger_instance_makes_bigger_roles() {
     let heap = |memory_mib| rendered(&catalogue, "kafka", memory_mib).command.into_iter().find(|word| word.starts_with("-Xmx")).expect("a heap size");
     assert_eq!(heap(2048), "-Xmx341m");
     assert_eq!(heap(8192), "-Xmx1365m");
+    let worker = |vcpus, memory_mib| {
+        let mut context = context(&catalogue, "spark-worker", memory_mib);
+        context.node.vcpus = vcpus;
+        let command = Renderer::new(&context, &catalogue["spark-worker"].ports).role(&catalogue["spark-worker"]).expect("it renders").command;
+        ["--cores", "--memory"].map(|flag| command[command.iter().position(|word| word == flag).expect("a flag") + 1].clone())
+    };
+    assert_eq!(worker(2, 2048), ["2", "768m"]);
+    assert_eq!(worker(8, 32_768), ["8", "12288m"]);
 }
 
 #[test]

@@ -155,8 +155,13 @@ fn gateway(folder: &Path) -> Gateway {
 
 /// As the person whose certificate is in the folder of that name.
 async fn vpctl_as(who: &str, words: &[&str]) -> Output {
+    vpctl_at(ADDRESSES, who, words).await
+}
+
+/// As above, asking these coordinators alone.
+async fn vpctl_at(coordinators: &str, who: &str, words: &[&str]) -> Output {
     let mut command = Command::new(programs().join("vpctl"));
-    command.args(["--coordinators", ADDRESSES, "--certificate"]).arg(PEOPLE.path().join(who)).args(words);
+    command.args(["--coordinators", coordinators, "--certificate"]).arg(PEOPLE.path().join(who)).args(words);
     let environment = [
         ("AWS_ENDPOINT_URL_S3", format!("http://{S3}")),
         ("AWS_ACCESS_KEY_ID", "test".to_owned()),
@@ -194,6 +199,20 @@ async fn status(code: i32) -> serde_json::Value {
     panic!("status never ended with {code}: {last:?}");
 }
 
+/// A follower sends on to the leader, unless it is asked for what it has itself: then it says how old that may be, and nothing of health.
+async fn a_follower_answers_for_itself_only_when_asked_to(leader: u64) {
+    let follower = (1..=3).find(|number| *number != leader).unwrap();
+    let at = ADDRESSES.split(',').nth(follower as usize - 1).unwrap();
+    let refused = vpctl_at(at, "admin", &["status", "-o", "json"]).await;
+    let answer = vpctl_at(at, "admin", &["status", "--stale", "-o", "json"]).await;
+    let told: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap_or_else(|_| panic!("{answer:?}"));
+    assert_eq!((told["answered_by"].as_u64(), told["leader"].as_u64()), (Some(follower), Some(leader)), "{told}");
+    assert!(told["age_ms"].as_u64().is_some_and(|age_ms| age_ms < 60_000), "{told}");
+    assert!(told["reasons"][0].as_str().is_some_and(|reason| reason.contains("only the leader hears")), "{told}");
+    let from_leader = serde_json::from_slice::<serde_json::Value>(&refused.stdout).is_ok_and(|told| told["answered_by"].as_u64() == Some(leader));
+    assert!(from_leader || !refused.status.success(), "a follower answered as if it led: {refused:?}");
+}
+
 /// What founding, claims and restore rest on: nothing is written over what somebody else wrote.
 async fn writes_are_conditional(bucket: &Bucket) {
     let kept = async || claims::read::<u64>(bucket, "probe").await.unwrap().unwrap();
@@ -224,6 +243,7 @@ async fn process_the_runbook_for_the_lost_quorum_brings_the_cluster_back() {
     let before = status(0).await;
     let bucket = Bucket { store: store.clone(), name: BUCKET.to_owned() };
     writes_are_conditional(&bucket).await;
+    a_follower_answers_for_itself_only_when_asked_to(before["leader"].as_u64().unwrap()).await;
     let (founded_as, _) = claims::read::<Record>(&bucket, RECORD).await.unwrap().unwrap();
     let file = dir.path().join("cluster.snapshot");
     let file = file.to_str().unwrap();

@@ -68,6 +68,17 @@ mod tests {
     use super::*;
     use crate::region::{UpOptions, up};
 
+    /// The names that clients and the README rely on: the issue's list.
+    #[test]
+    fn every_export_that_foreign_clients_rely_on_is_there() {
+        let state = Path::new("/tmp/x");
+        let record = up::new_record(&UpOptions::new("dev", state.to_path_buf()), 20);
+        let names: Vec<&str> = fixed(&record, state).into_iter().map(|(name, _)| name).chain(MOVING).collect();
+        let promised = "AWS_ENDPOINT_URL AWS_ENDPOINT_URL_S3 AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_REGION KAFKA_BOOTSTRAP_SERVERS ZOOKEEPER_CONNECT \
+                        SPARK_MASTER_URL VP_UPLOADS_BUCKET VP_RESULTS_BUCKET VP_COORDINATORS";
+        assert_eq!(promised.split_whitespace().filter(|name| !names.contains(name)).collect::<Vec<_>>(), Vec::<&str>::new());
+    }
+
     #[test]
     fn demo_and_bench_forget_every_export_of_another_region() {
         let state = Path::new("/tmp/x");

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use vp_cloud::{Session, s3::ObjectStore};
 use vp_localcloud::process;
 use vp_localcloud::region::{DownOptions, Progress, Region, RegionError, down};
 
@@ -41,7 +42,10 @@ async fn process_up_again_changes_nothing_and_a_lost_service_is_repaired() {
     let again = Region::up(&bed.options, &mut note).await.unwrap();
     assert_eq!(changed, Vec::<&str>::new());
     assert_eq!(again.record(), bed.region.record());
-    process::kill(&bed.region.record().services["s3"]).await.unwrap();
+    let (record, body) = (bed.region.record(), b"kept".as_slice());
+    let (store, bucket) = (ObjectStore::new(&Session::load(record.endpoints()).await), &record.buckets["uploads"]);
+    store.put(bucket, "before", body.into(), "text/plain").await.unwrap();
+    process::kill(&record.services["s3"]).await.unwrap();
     assert!(!bed.region.status().await.unwrap().healthy());
     changed.clear();
     let mut note = |progress| {
@@ -52,6 +56,7 @@ async fn process_up_again_changes_nothing_and_a_lost_service_is_repaired() {
     let repaired = Region::up(&bed.options, &mut note).await.unwrap();
     assert_eq!(changed, ["s3"]);
     assert!(repaired.status().await.unwrap().healthy());
+    assert_eq!(store.get(bucket, "before").await.unwrap().0, body, "what S3 held before it died");
     assert_eq!(bed.booted(2).await.iter().map(|one| one.pid).collect::<Vec<_>>(), before.iter().map(|one| one.pid).collect::<Vec<_>>());
 }
 

@@ -98,6 +98,7 @@ def test_a_driver_is_killed_frozen_and_replaced_and_the_bytes_stay(region, tmp_p
     again, again_data = cut(os.path.join(CLIPS, "bikes.mp4"), str(tmp_path / "d"), "d.mp4", recipe)
     region.submit(again, again_data)
     assert until(lambda: over(region, again["job"]), 300, "job after a kill")["state"] == "done"
+    assert json.loads(region.object("stream/checkpoints/3/seeded.json")) == {"from": 2}
     assert third.poll() is None
     region.signal("driver-3", signal.SIGTERM)
     assert third.wait(60) == 0

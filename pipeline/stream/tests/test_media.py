@@ -128,6 +128,24 @@ def test_bytes_repeat_whatever_the_order(clips, tmp_path):
     assert first["outputs"] == second["outputs"] == third["outputs"]
 
 
+def test_bytes_repeat_on_a_machine_with_one_core(clips, tmp_path):
+    cores = os.sched_getaffinity(0)
+    assert len(cores) > 1, "with one core there is nothing to compare with"
+    _, _, many = carry_out(clips("variable"), tmp_path / "a")
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        _, _, one = carry_out(clips("variable"), tmp_path / "b")
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert one["outputs"] == many["outputs"]
+
+
+def test_programs_run_at_a_lower_priority_than_agents_and_brokers():
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert media.run(["nice"], 5, 1000, output=True) == b"%d\n" % max(15, own)
+    assert media.run(["nice"], 5, 1000, output=True, nice=media.NICE_NEAR) == b"%d\n" % max(10, own)
+
+
 def test_sound_that_starts_late_stays_late(clips, tmp_path):
     store, raw, _ = carry_out(clips("late_audio"), tmp_path)
     film = os.path.join(store.root, f"results/{raw['job']}/360p.mp4")
