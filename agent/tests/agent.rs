@@ -6,6 +6,7 @@ mod cluster;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use cluster::hardship::Power;
 use cluster::{Bed, alive, assignment, signal};
 use nix::sys::signal::Signal;
 use vp_proto::v1::{Assignment, Phase};
@@ -261,6 +262,20 @@ fn an_older_generation_and_an_older_set_are_refused_after_a_restart() {
     bed.eventually("the set is taken", || std::fs::read_to_string(bed.path("root/agent/generations.json")).ok().filter(|t| t.contains("\"revision\": 6")));
     let seen = bed.reported("calm-1", Phase::Healthy);
     assert_eq!((seen.pid, seen.generation), (before.pid, 8));
+}
+
+#[test]
+fn what_was_accepted_survives_the_loss_of_power() {
+    let (quorum, power) = (quorum(), Power::new());
+    let mut bed = Bed::new(&[("calm", &quorum)]);
+    bed.kill_agent();
+    bed.environment = power.environment("root/agent/generations.json");
+    bed.start_agent();
+    bed.want_at(5, vec![assignment("calm", 8, "quorum")]);
+    bed.reported("calm-1", Phase::Healthy);
+    bed.kill_agent();
+    let kept = std::fs::read_to_string(bed.path("root/agent/generations.json")).unwrap();
+    assert!(kept.contains("\"revision\": 5") && kept.contains("calm-1"), "{kept:?}");
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! The leader's loop: look, propose, look again, publish. Woken by events, it acts only on the current state; it keeps no memory of what it did.
 //! What is to be proposed is `vp_cluster::round`'s judgement; this carries it out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fail::fail_point;
 use tokio::sync::watch;
@@ -58,7 +62,10 @@ impl Control {
     async fn turns(&self) {
         let mut term = 0;
         loop {
+            let begun = Instant::now();
             term = self.turn(term).await;
+            // Each of ten thousand joins wakes it: what it takes of a processor is left to the sessions for as long.
+            tokio::time::sleep(begun.elapsed().min(TICK)).await;
             tokio::select! {
                 () = self.leader.wake.notified() => {}
                 () = tokio::time::sleep(TICK) => {}

@@ -78,12 +78,13 @@ impl Cluster {
                     }
                     let rank = |s: &ClusterStatus| (s.leader_id != 0, s.term, s.revision);
                     if best.as_ref().is_none_or(|b| rank(b) < rank(&status)) {
-                        hint = leader;
+                        hint = leader.or(hint);
                         best = Some(status);
                     }
                 }
                 Err(status) => {
                     untrusted |= matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
+                    hint = leader_hint(status.metadata()).or(hint);
                     reasons.push(format!("{address}: {}", why(&status)));
                 }
             }

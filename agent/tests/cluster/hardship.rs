@@ -1,4 +1,4 @@
-//! What a machine can do to an agent: a full disk, a wall clock that jumps, memory that runs out. Each needs a right or a compiler; without it the test fails
+//! What a machine can do to an agent: a full disk, a wall clock that jumps, power that goes, memory that runs out. Each needs a right or a compiler; without it the test fails
 //! and says which, it is never passed over. Everything is undone when dropped.
 
 use std::fs;
@@ -57,6 +57,36 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A library for `LD_PRELOAD` from its source in the clone.
+fn compile(source: &str, library: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(source);
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(library).arg(source).args(["-ldl", "-lpthread"]);
+    assert!(compiler.status().expect("hardship needs a C compiler, cc").success());
+}
+
+/// A machine whose power goes when the agent is killed: what it has written to these files and not synced is gone with it.
+pub struct Power {
+    dir: tempfile::TempDir,
+}
+
+impl Power {
+    pub fn new() -> Self {
+        let power = Self { dir: tempfile::tempdir().unwrap() };
+        compile("coordinator/tests/data/lossy.c", &power.library());
+        power
+    }
+
+    fn library(&self) -> PathBuf {
+        self.dir.path().join("lossy.so")
+    }
+
+    /// `path`: a part of the files' paths.
+    pub fn environment(&self, path: &str) -> Vec<(&'static str, PathBuf)> {
+        vec![("LD_PRELOAD", self.library()), ("VP_LOSSY_TOO", path.into())]
+    }
+}
+
 /// A wall clock that jumps, for what is started with its environment (tests/core/preload/faults.c).
 pub struct WallClock {
     dir: tempfile::TempDir,
@@ -66,10 +96,7 @@ impl WallClock {
     pub fn new() -> Self {
         let clock = Self { dir: tempfile::tempdir().unwrap() };
         fs::write(clock.file(), 0_i64.to_ne_bytes()).unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/core/preload/faults.c");
-        let mut compiler = Command::new("cc");
-        compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(clock.library()).arg(source).args(["-ldl", "-lpthread"]);
-        assert!(compiler.status().expect("a clock that jumps needs a C compiler, cc").success());
+        compile("tests/core/preload/faults.c", &clock.library());
         clock
     }
 

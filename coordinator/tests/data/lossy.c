@@ -1,4 +1,4 @@
-/* Keeps writes to log segments and snapshots in memory until their file is synced, so that a killed process loses what a machine without power would.
+/* Keeps writes to log segments and snapshots, and to files with $VP_LOSSY_TOO in their path, in memory until their file is synced, so that a killed process loses what a machine without power would.
  * VP_LOSSY_NO_FDATASYNC=1: fdatasync does nothing (the planted bug).
  * VP_LOSSY_FAIL_AFTER=N: the N-th fdatasync of a log fails with EIO, and what it should have written is gone; later ones work again, as the kernel's do. */
 #define _GNU_SOURCE
@@ -30,7 +30,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     if (!real) real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
 static int ours(const char *path) {
-    return strstr(path, ".seg") || strstr(path, "/log/0") || strstr(path, "snapshot.tmp");
+    const char *too = getenv("VP_LOSSY_TOO");
+    return strstr(path, ".seg") || strstr(path, "/log/0") || strstr(path, "snapshot.tmp") || (too && strstr(path, too));
 }
 
 static void forget(int fd) {

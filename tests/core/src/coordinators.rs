@@ -1,4 +1,4 @@
-//! Three real `vp-coordinator` daemons in a [`Region`] that stands in for AWS: started as an image's boot program starts them, killed and started again.
+//! Three and more real `vp-coordinator` daemons in a [`Region`] that stands in for AWS: started as an image's boot program starts them, killed and started again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -64,12 +64,18 @@ pub fn zone(number: u8) -> String {
     format!("us-east-1{}", char::from(b'a' + (number - 1) % 3))
 }
 
-/// User data of a coordinator (`Some` member) or an agent.
+/// Of a coordinator by its number: in the subnet of its zone.
+pub fn address_of(region: &Region, number: u8) -> Ipv4Addr {
+    region.address((number - 1) % 3 + 1, HOST + (number - 1) / 3)
+}
+
+/// User data of a coordinator (`Some` member) or an agent; one after the founders is named beside them and the other that comes with it.
 pub fn user_data(region: &Region, wanted: &Wanted, root: &Root, member: Option<usize>) -> String {
+    let count = member.map_or(MEMBERS, |member| MEMBERS.max((member + 1) | 1));
     let run = if member.is_some() { "coordinator" } else { "agent" };
     let mut text = format!("cluster: {CLUSTER}\nrun: {run}\ngroup: {NODES_GROUP}\ncoordinators:\n");
-    for other in 1..=3 {
-        text += &format!("  - {{id: {other}, address: {}, zone: {}, group: {CLUSTER}-coordinator-{other}}}\n", region.address(other, HOST), zone(other));
+    for other in (1..=count).filter_map(|other| u8::try_from(other).ok()) {
+        text += &format!("  - {{id: {other}, address: {}, zone: {}, group: {CLUSTER}-coordinator-{other}}}\n", address_of(region, other), zone(other));
     }
     if let Some(member) = member {
         text += &format!("coordinator: {}\n", member + 1);
@@ -119,24 +125,44 @@ impl Coordinators {
         }
         let root = Arc::new(Root::create(CLUSTER)?);
         region.put_object(BUCKET, vp_coordinator::trust::KEY, root.sealed()?);
-        let mut addresses = Vec::new();
-        for member in 0..MEMBERS {
-            let number = u8::try_from(member + 1)?;
-            let id = format!("i-coordinator{number}");
-            let address = region.address(number, HOST);
-            region.put(&id, Instance { address, zone: zone(number), group: format!("{CLUSTER}-coordinator-{number}"), state: "running" });
-            region.serve_metadata(&id, user_data(region, &wanted, &root, Some(member))).await?;
-            addresses.push(address);
-        }
-        let members = (0..MEMBERS).map(|_| None).collect();
-        let (peer, cluster_id) = (root.peer()?, String::new());
+        let (addresses, members, peer, cluster_id) = (Vec::new(), Vec::new(), root.peer()?, String::new());
         let mut new = Self { program: program.to_owned(), folder: folder.to_owned(), wanted, own, addresses, members, root, peer, cluster_id };
+        for _ in 0..MEMBERS {
+            new.put_instance(region).await?;
+        }
         for member in 0..MEMBERS {
             new.start_member(member)?;
         }
         new.cluster_id = founded(region, START_WITHIN).await?;
         new.leader(START_WITHIN).await?;
         Ok(new)
+    }
+
+    /// Starts one more, as the first instance of a new coordinator's group does: it joins once it is wanted. Returns its place.
+    ///
+    /// # Errors
+    /// Its metadata cannot be served, or the program does not start.
+    pub async fn start_another(&mut self, region: &mut Region) -> anyhow::Result<usize> {
+        let member = self.put_instance(region).await?;
+        self.start_member(member)?;
+        Ok(member)
+    }
+
+    /// The instance of the next coordinator; nothing runs on it yet.
+    async fn put_instance(&mut self, region: &mut Region) -> anyhow::Result<usize> {
+        let member = self.members.len();
+        let number = u8::try_from(member + 1)?;
+        let (id, address) = (format!("i-coordinator{number}"), address_of(region, number));
+        region.put(&id, Instance { address, zone: zone(number), group: Self::group(member), state: "running" });
+        region.serve_metadata(&id, user_data(region, &self.wanted, &self.root, Some(member))).await?;
+        self.addresses.push(address);
+        self.members.push(None);
+        Ok(member)
+    }
+
+    /// The Auto Scaling Group of a coordinator's instance.
+    pub fn group(member: usize) -> String {
+        format!("{CLUSTER}-coordinator-{}", member + 1)
     }
 
     /// Starts one on its folder.
@@ -213,14 +239,14 @@ impl Coordinators {
         let begun = Instant::now();
         while begun.elapsed() < patience {
             let mut votes: BTreeMap<(u64, u64), usize> = BTreeMap::new();
-            for member in 0..MEMBERS {
+            for member in 0..self.members.len() {
                 if let Ok(Ok((term, leader))) = timeout(Duration::from_millis(700), self.identify(member)).await
                     && leader != 0
                 {
                     *votes.entry((term, leader)).or_default() += 1;
                 }
             }
-            if let Some((_, leader)) = votes.iter().find(|(_, count)| **count > MEMBERS / 2).map(|(vote, _)| *vote) {
+            if let Some((_, leader)) = votes.iter().find(|(_, count)| **count > self.members.len() / 2).map(|(vote, _)| *vote) {
                 return Ok(usize::try_from(leader)? - 1);
             }
             sleep(Duration::from_millis(50)).await;

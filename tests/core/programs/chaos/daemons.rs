@@ -31,6 +31,7 @@ use crate::hardware::Hardware;
 use crate::instances::{Instances, Programs};
 use crate::points;
 use crate::tally::{Enough, Tally};
+use crate::wires::Wires;
 
 pub const LEASE_MS: u64 = 2000;
 pub const NODES: usize = 4;
@@ -38,7 +39,7 @@ pub const NODES: usize = 4;
 const DISK_MIB: u32 = 64;
 const WHOLE_WITHIN: Duration = Duration::from_secs(90);
 /// The exclusive slots, which must never have two holders.
-const EXCLUSIVE: [&str; 2] = ["solid-1", "solid-2"];
+pub const EXCLUSIVE: [&str; 2] = ["solid-1", "solid-2"];
 /// A quorum's members: none is started elsewhere while it runs.
 const QUORUM: [&str; 3] = ["calm-1", "calm-2", "calm-3"];
 
@@ -145,6 +146,10 @@ pub struct Trial {
     /// What each coordinator runs on.
     pub hardware: Vec<Hardware>,
     pub disks: Disks,
+    /// Between the coordinators.
+    pub wires: Wires,
+    /// Numbers of orders: one that is given again has the number of the first.
+    orders: AtomicU64,
     admin: Arc<ClientConfig>,
     network: u8,
     /// An instance that was destroyed: the cluster is not whole before it has noticed.
@@ -159,9 +164,13 @@ impl Trial {
         let disks = Disks::mount((0..MEMBERS).map(|member| Coordinators::disk_below(&plan.folder, member)), DISK_MIB);
         let machine = |member: usize| Hardware::new(&plan.preload, &plan.folder.join(format!("hardware-{}", member + 1)));
         let hardware = (0..MEMBERS).map(machine).collect::<anyhow::Result<Vec<_>>>()?;
-        let own = hardware.iter().map(Hardware::environment).collect();
         let wanted = wanted(effects, &plan.environment);
         let mut region = Region::start(plan.network).await?;
+        let wires = Wires::lay(&region).await?;
+        let mut own: Vec<_> = hardware.iter().map(Hardware::environment).collect();
+        for (member, environment) in own.iter_mut().enumerate() {
+            environment.push(Wires::environment(&region, member)?);
+        }
         let coordinators = Coordinators::start_each(&plan.coordinator, &mut region, wanted.clone(), &plan.folder, own).await?;
         let addresses = (0..MEMBERS).map(|member| coordinators.address(member)).collect();
         let programs = Programs { agent: plan.agent.clone(), preload: plan.preload.clone() };
@@ -170,8 +179,9 @@ impl Trial {
             instances.boot(&mut region).await?;
         }
         let (admin, dice) = (coordinators.root().admin()?, Dice::new(plan.seed));
-        let (revision, generations) = (AtomicU64::new(0), BTreeMap::new());
-        Ok(Self { region, coordinators, instances, dice, hardware, disks, admin, network: plan.network, gone: None, revision, generations })
+        let (revision, generations, orders) = (AtomicU64::new(0), BTreeMap::new(), AtomicU64::new(0));
+        let network = plan.network;
+        Ok(Self { region, coordinators, instances, dice, hardware, disks, wires, orders, admin, network, gone: None, revision, generations })
     }
 
     async fn inject(&mut self, fault: Fault) -> anyhow::Result<bool> {
@@ -206,6 +216,10 @@ impl Trial {
             Fault::CoordinatorClock => self.coordinator_clock(member).await?,
             Fault::CoordinatorFullDisk => return self.coordinator_full_disk(member).await,
             Fault::CoordinatorBitFlip => return damage::flip_a_bit(&mut self.coordinators, member, &mut self.dice).await,
+            Fault::LeaderCut => self.leader_cut().await?,
+            Fault::LeaderWithHolder => return self.leader_cut_with_a_holder().await,
+            Fault::CoordinatorOneWay => self.coordinator_one_way(member).await?,
+            Fault::CoordinatorsSlow => self.coordinators_slow().await?,
             Fault::AgentKill => {
                 self.node(&id, |node| node.kill_agent());
                 let down = self.dice.between_ms(0, 3000);
@@ -244,7 +258,7 @@ impl Trial {
         Ok(true)
     }
 
-    fn node(&mut self, id: &str, deed: impl FnOnce(&mut crate::instances::Node)) {
+    pub fn node(&mut self, id: &str, deed: impl FnOnce(&mut crate::instances::Node)) {
         if let Some(node) = self.instances.nodes.get_mut(id) {
             deed(node);
         }
@@ -288,7 +302,7 @@ impl Trial {
     }
 
     async fn drain(&mut self, id: &str) -> anyhow::Result<()> {
-        self.order_drain(id, false).await?;
+        self.order_drain(id, false, self.new_order()).await?;
         let held = self.dice.between_ms(500, 3000);
         self.hold(held).await?;
         self.take_back(id).await
@@ -296,8 +310,9 @@ impl Trial {
 
     /// What is drained must be taken back: of an unknown outcome, again.
     pub async fn take_back(&mut self, id: &str) -> anyhow::Result<()> {
+        let order = self.new_order();
         for _ in 0..10 {
-            if self.order_drain(id, true).await? {
+            if self.order_drain(id, true, order).await? {
                 break;
             }
             self.hold(Duration::from_millis(500)).await?;
@@ -305,12 +320,17 @@ impl Trial {
         Ok(())
     }
 
+    pub fn new_order(&self) -> u64 {
+        self.orders.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// True: it is decided, one way or the other.
-    pub async fn order_drain(&self, id: &str, undo: bool) -> anyhow::Result<bool> {
+    pub async fn order_drain(&self, id: &str, undo: bool, order: u64) -> anyhow::Result<bool> {
+        let request_id = format!("chaos-{}-{order}", self.network);
         let leader = self.coordinators.leader(Duration::from_secs(30)).await?;
         let asked = async {
             let channel = channel::open(self.coordinators.address(leader), None, Some(self.admin.clone())).await.ok()?;
-            match OperatorsClient::new(channel).drain(DrainRequest { instance_id: id.to_owned(), undo, request_id: String::new() }).await {
+            match OperatorsClient::new(channel).drain(DrainRequest { instance_id: id.to_owned(), undo, request_id }).await {
                 Ok(accepted) => {
                     self.revision.fetch_max(accepted.into_inner().revision, Ordering::Relaxed);
                     Some(true)

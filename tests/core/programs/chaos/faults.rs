@@ -14,6 +14,10 @@ pub enum Fault {
     CoordinatorClock,
     CoordinatorFullDisk,
     CoordinatorBitFlip,
+    LeaderCut,
+    LeaderWithHolder,
+    CoordinatorOneWay,
+    CoordinatorsSlow,
     AgentKill,
     AgentPause,
     AgentFailPoint,
@@ -28,7 +32,7 @@ pub enum Fault {
 }
 
 /// How often, relative to each other.
-const FAULTS: [(Fault, usize); 20] = [
+const FAULTS: [(Fault, usize); 24] = [
     (Fault::CoordinatorKill, 2),
     (Fault::LeaderKill, 2),
     (Fault::CoordinatorPause, 3),
@@ -38,6 +42,10 @@ const FAULTS: [(Fault, usize); 20] = [
     (Fault::CoordinatorClock, 2),
     (Fault::CoordinatorFullDisk, 1),
     (Fault::CoordinatorBitFlip, 1),
+    (Fault::LeaderCut, 3),
+    (Fault::LeaderWithHolder, 3),
+    (Fault::CoordinatorOneWay, 3),
+    (Fault::CoordinatorsSlow, 1),
     (Fault::AgentKill, 3),
     (Fault::AgentPause, 4),
     (Fault::AgentFailPoint, 6),
@@ -74,6 +82,10 @@ impl Fault {
             Self::CoordinatorClock => "coordinator's wall clock jumps",
             Self::CoordinatorFullDisk => "coordinator's disk full",
             Self::CoordinatorBitFlip => "bit flipped in the log of a coordinator that is down",
+            Self::LeaderCut => "leading coordinator cut off from the others",
+            Self::LeaderWithHolder => "leading coordinator cut off together with an exclusive slot's holder",
+            Self::CoordinatorOneWay => "coordinator heard by the others but not hearing them, or the other way",
+            Self::CoordinatorsSlow => "coordinators slow to each other",
             Self::AgentKill => "agent killed",
             Self::AgentPause => "agent paused",
             Self::AgentFailPoint => "agent's fail point",
@@ -92,8 +104,9 @@ impl Fault {
     pub fn is_blow(self) -> bool {
         match self {
             Self::CoordinatorKill | Self::LeaderKill | Self::CoordinatorPause | Self::CoordinatorPower | Self::CoordinatorPowerAll => true,
+            Self::LeaderCut | Self::LeaderWithHolder | Self::CoordinatorOneWay => true,
             Self::AgentKill | Self::AgentPause | Self::InstanceCut | Self::InstanceOneWay | Self::InstanceLost | Self::MostSilent => true,
-            Self::CoordinatorFailPoint | Self::CoordinatorClock | Self::CoordinatorFullDisk | Self::CoordinatorBitFlip => false,
+            Self::CoordinatorFailPoint | Self::CoordinatorClock | Self::CoordinatorFullDisk | Self::CoordinatorBitFlip | Self::CoordinatorsSlow => false,
             Self::AgentFailPoint | Self::AgentClock | Self::InstanceReset | Self::Drain | Self::CloudFails => false,
         }
     }

@@ -168,6 +168,13 @@ impl Node {
         }
     }
 
+    /// What passes to and from one coordinator.
+    pub fn set_link(&self, member: usize, forth: Flow, back: Flow) {
+        if let Some(link) = self.links.get(member) {
+            link.set(forth, back);
+        }
+    }
+
     /// The agent's wall clock jumps, seconds from the truth.
     ///
     /// # Errors

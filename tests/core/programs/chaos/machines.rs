@@ -94,11 +94,11 @@ impl Trial {
     /// Coordinators lose their power, if it can be in the middle of a write. What was acknowledged before must be there afterwards (`Trial::remember`).
     /// True: a write was lost.
     pub async fn lose_power(&mut self, which: &[usize], id: &str) -> anyhow::Result<bool> {
-        self.order_drain(id, false).await?;
+        self.order_drain(id, false, self.new_order()).await?;
         tokio::select! {
             biased;
             () = writing(&self.hardware, which) => {}
-            ordered = self.order_drain(id, true) => {
+            ordered = self.order_drain(id, true, self.new_order()) => {
                 ordered?;
             }
         }

@@ -15,6 +15,7 @@ mod points;
 mod registers;
 mod silence;
 mod tally;
+mod wires;
 
 use std::path::PathBuf;
 use std::sync::Arc;
