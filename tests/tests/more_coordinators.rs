@@ -30,6 +30,9 @@ struct Operator {
     coordinators: String,
 }
 
+/// A coordinator that answers: number, member id and standing.
+type Answering = (u64, u64, String);
+
 impl Operator {
     fn call(&self, words: &[&str]) -> Output {
         let mut command = Command::new(programs().join("vpctl"));
@@ -42,8 +45,8 @@ impl Operator {
         assert!(answer.status.success(), "{words:?}: {answer:?}");
     }
 
-    /// Number, member id and standing of each that answers, and who leads.
-    fn group(&self) -> anyhow::Result<(Vec<(u64, u64, String)>, Option<u64>)> {
+    /// Those that answer, and who leads.
+    fn group(&self) -> anyhow::Result<(Vec<Answering>, Option<u64>)> {
         let answer = self.call(&["status", "-o", "json"]);
         let status: Value = serde_json::from_slice(&answer.stdout).map_err(|error| anyhow::anyhow!("{error}: {answer:?}"))?;
         let listed = status["coordinators"].as_array().cloned().unwrap_or_default();
