@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output},
     time::Duration,
 };
@@ -67,8 +67,7 @@ impl Operator {
     }
 }
 
-fn started(folder: &Path) -> Wanted {
-    std::fs::create_dir_all(folder).unwrap();
+fn wanted() -> Wanted {
     Wanted { lease_ms: 2000, roles: vec![("idle", IDLE.to_owned())], slots: BTreeMap::from([("idle", 1)]), environment: Vec::new() }
 }
 
@@ -76,8 +75,7 @@ fn started(folder: &Path) -> Wanted {
 async fn process_three_become_five_by_an_operators_word_stand_the_loss_of_two_and_become_three_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut region = Region::start(NETWORK).await.unwrap();
-    let wanted = started(&folder.path().join("image"));
-    let mut coordinators = Coordinators::start(&programs().join("vp-coordinator"), &mut region, wanted, folder.path()).await.unwrap();
+    let mut coordinators = Coordinators::start(&programs().join("vp-coordinator"), &mut region, wanted(), folder.path()).await.unwrap();
     let certificate = folder.path().join("ada");
     coordinators.root().operator(Rank::Admin, "ada", now_s()).unwrap().save(&certificate).unwrap();
     let addresses: Vec<String> = (0..3).map(|member| coordinators.address(member).ip().to_string()).collect();

@@ -237,6 +237,23 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// A copy without events and requests: they are most of a state, and neither a plan's actions nor the rules of a step read them.
+    #[must_use]
+    pub fn without_history(&self) -> Self {
+        Self {
+            revision: self.revision,
+            spec: self.spec.clone(),
+            nodes: self.nodes.clone(),
+            slots: self.slots.clone(),
+            ensembles: self.ensembles.clone(),
+            brake_release: self.brake_release.clone(),
+            apply_version: self.apply_version,
+            coordinators: self.coordinators.clone(),
+            events: VecDeque::new(),
+            requests: Requests::default(),
+        }
+    }
+
     /// The role of a slot; every slot has one (invariant).
     pub fn role(&self, slot: &SlotId) -> Option<&RoleSpec> {
         self.spec.roles.get(&slot.role)

@@ -65,22 +65,6 @@ impl Book {
     }
 }
 
-/// A copy of what the rules of a step look at: events and requests are most of a state, and no rule reads them.
-fn without_history(state: &ClusterState) -> ClusterState {
-    ClusterState {
-        revision: state.revision,
-        spec: state.spec.clone(),
-        nodes: state.nodes.clone(),
-        slots: state.slots.clone(),
-        ensembles: state.ensembles.clone(),
-        brake_release: state.brake_release.clone(),
-        apply_version: state.apply_version,
-        coordinators: state.coordinators.clone(),
-        events: Default::default(),
-        requests: Default::default(),
-    }
-}
-
 /// The shipped machine, with every application written into the book.
 pub struct Watched {
     inner: ClusterMachine,
@@ -110,7 +94,7 @@ impl Replicated for Watched {
     fn apply(&mut self, index: u64, entry: &[u8]) -> Vec<u8> {
         let Ok(mut book) = self.book.lock() else { return Vec::new() };
         let revision = self.inner.state().revision.0;
-        let before = (index > book.newest).then(|| without_history(self.inner.state()));
+        let before = (index > book.newest).then(|| self.inner.state().without_history());
         let reply = self.inner.apply(index, entry);
         let state = self.inner.state();
         if state.revision.0 < revision {

@@ -26,19 +26,7 @@ pub fn carry_out(state: &mut ClusterState, before: Revision, plan: &Plan, events
 
 /// All or nothing: the actions are tried on a copy.
 fn tried(state: &ClusterState, plan: &Plan, events: &mut Events) -> Result<ClusterState, Rejection> {
-    let mut next = ClusterState {
-        revision: state.revision,
-        spec: state.spec.clone(),
-        nodes: state.nodes.clone(),
-        slots: state.slots.clone(),
-        ensembles: state.ensembles.clone(),
-        brake_release: state.brake_release.clone(),
-        apply_version: state.apply_version,
-        coordinators: state.coordinators.clone(),
-        // No action reads them.
-        events: Default::default(),
-        requests: Default::default(),
-    };
+    let mut next = state.without_history();
     let mut taken = Taken::default();
     for action in &plan.actions {
         act(&mut next, &mut taken, action, events)?;
