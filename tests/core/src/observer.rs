@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::processes::{Process, all, variable};
+use crate::processes::{Process, all, environment};
 
 const PERIOD: Duration = Duration::from_millis(50);
 /// A process younger than this may not have executed its program yet: its environment is read again.
@@ -121,10 +121,12 @@ impl Known {
         }
     }
 
+    /// Folder and generation by one look: between two, the process may begin another program, and shows no environment meanwhile.
     fn holder(&self, pid: i32) -> Option<Holder> {
-        let mark = PathBuf::from(variable(pid, "VP_SLOT_DIR")?);
+        let environment = environment(pid)?;
+        let mark = PathBuf::from(environment.get("VP_SLOT_DIR")?);
         let ours = mark.starts_with(&self.instances) && mark.file_name().and_then(OsStr::to_str).is_some_and(|name| self.slots.contains(name));
-        let generation = variable(pid, "VP_GENERATION").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let generation = environment.get("VP_GENERATION")?.parse().ok()?;
         ours.then_some((mark, generation))
     }
 }
@@ -181,5 +183,19 @@ mod tests {
         seen.unwrap();
         assert_eq!(well, Vec::<String>::new());
         assert!(noticed.unwrap().starts_with("kafka-1 has two holders at once"));
+    }
+    /// Found by a run in which a holder's own child was taken for another: looked at twice in a moment, it had a folder and no generation.
+    #[test]
+    fn a_process_that_begins_one_program_after_another_is_one_holder() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("i-1/root/slots/stream-1");
+        let again = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); done; exec sh -c \"$again\"";
+        let mut child = Command::new("sh").args(["-c", again]).env("again", again).env("VP_SLOT_DIR", &mark).env("VP_GENERATION", "7").spawn().unwrap();
+        let known = Known { instances: folder.path().to_owned(), slots: ["stream-1".to_owned()].into(), processes: BTreeMap::new() };
+        let seen: BTreeSet<Option<Holder>> = (0..20_000).map(|_| known.holder(child.id() as i32)).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let others = seen.iter().flatten().filter(|(folder, generation)| *folder != mark || *generation != 7).count();
+        assert!(others == 0 && seen.contains(&Some((mark, 7))), "{seen:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! The machine's own account of what runs: processes, told apart from later ones with the same number, and the environment they were started with.
 
-use std::fs;
+use std::{collections::BTreeMap, fs, io::Read};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -21,11 +21,19 @@ pub fn all() -> impl Iterator<Item = i32> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
+/// The environment a process was started with. Empty for a moment while the process begins another program.
+pub fn environment(pid: i32) -> Option<BTreeMap<String, String>> {
+    let mut file = fs::File::open(format!("/proc/{pid}/environ")).ok()?;
+    // In one piece: read bit by bit, it ends in the middle when its process begins another program.
+    let mut bytes = vec![0; 256 * 1024];
+    let read = file.read(&mut bytes).ok()?;
+    let pairs = bytes[..read].split(|byte| *byte == 0).filter_map(|pair| std::str::from_utf8(pair).ok()?.split_once('='));
+    Some(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+}
+
 /// A variable of the environment a process was started with.
 pub fn variable(pid: i32, name: &str) -> Option<String> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let mut pairs = environment.split(|byte| *byte == 0).filter_map(|pair| std::str::from_utf8(pair).ok()?.split_once('='));
-    pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
+    environment(pid)?.remove(name)
 }
 
 /// A live process, told apart from a later one with the same number.
