@@ -21,8 +21,6 @@ use vp_trust::Rank;
 /// N of 127.N.0.0/16.
 const NETWORK: u8 = 47;
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A cluster wants something; nobody is there to run it.
-const IDLE: &str = "summary: Nothing.\nfencing: disposable\nresources: {memory_mib: 10}\ncommand: [sleep, infinity]\nprobe: {every_ms: 1000, file: {path: /nothing, max_age_ms: 1000, expect: x}}\n";
 
 /// `vpctl` with an admin's certificate.
 struct Operator {
@@ -67,15 +65,11 @@ impl Operator {
     }
 }
 
-fn wanted() -> Wanted {
-    Wanted { lease_ms: 2000, roles: vec![("idle", IDLE.to_owned())], slots: BTreeMap::from([("idle", 1)]), environment: Vec::new() }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn process_three_become_five_by_an_operators_word_stand_the_loss_of_two_and_become_three_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut region = Region::start(NETWORK).await.unwrap();
-    let mut coordinators = Coordinators::start(&programs().join("vp-coordinator"), &mut region, wanted(), folder.path()).await.unwrap();
+    let mut coordinators = Coordinators::start(&programs().join("vp-coordinator"), &mut region, Wanted::idle(), folder.path()).await.unwrap();
     let certificate = folder.path().join("ada");
     coordinators.root().operator(Rank::Admin, "ada", now_s()).unwrap().save(&certificate).unwrap();
     let addresses: Vec<String> = (0..3).map(|member| coordinators.address(member).ip().to_string()).collect();

@@ -1,4 +1,5 @@
 /* Keeps writes to log segments and snapshots, and to files with $VP_LOSSY_TOO in their path, in memory until their file is synced, so that a killed process loses what a machine without power would.
+ * VP_LOSSY_DIES_AT=N: the power goes just before the N-th change of the disk: a write or sync of such a file, or a rename.
  * VP_LOSSY_NO_FDATASYNC=1: fdatasync does nothing (the planted bug).
  * VP_LOSSY_FAIL_AFTER=N: the N-th fdatasync of a log fails with EIO, and what it should have written is gone; later ones work again, as the kernel's do. */
 #define _GNU_SOURCE
@@ -6,7 +7,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
@@ -51,7 +54,18 @@ static void opened(int fd, const char *path) {
     pthread_mutex_unlock(&lock);
 }
 
+/* Before each change of the disk. */
+static void changes(void) {
+    static long count;
+    const char *dies_at = getenv("VP_LOSSY_DIES_AT");
+    if (dies_at && __sync_add_and_fetch(&count, 1) >= atol(dies_at)) {
+        kill(getpid(), SIGKILL);
+        for (;;) pause();
+    }
+}
+
 static ssize_t keep(int fd, const void *bytes, size_t length, off64_t offset) {
+    changes();
     struct kept *kept = malloc(sizeof *kept + length);
     if (!kept) abort();
     kept->next = NULL;
@@ -126,6 +140,7 @@ static int pass_on(int fd) {
 int fdatasync(int fd) {
     REAL(fdatasync);
     if (kept_by(fd)) {
+        changes();
         if (getenv("VP_LOSSY_NO_FDATASYNC")) return 0;
         static long count;
         const char *fail_after = getenv("VP_LOSSY_FAIL_AFTER");
@@ -143,8 +158,17 @@ int fdatasync(int fd) {
 
 int fsync(int fd) {
     REAL(fsync);
-    if (kept_by(fd)) pass_on(fd);
+    if (kept_by(fd)) {
+        changes();
+        pass_on(fd);
+    }
     return real(fd);
+}
+
+int rename(const char *from, const char *to) {
+    REAL(rename);
+    changes();
+    return real(from, to);
 }
 
 int close(int fd) {

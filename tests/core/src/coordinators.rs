@@ -43,6 +43,14 @@ pub struct Wanted {
     pub environment: Vec<(String, String)>,
 }
 
+impl Wanted {
+    /// A cluster wants something; nobody is there to run it.
+    pub fn idle() -> Self {
+        const IDLE: &str = "summary: Nothing.\nfencing: disposable\nresources: {memory_mib: 10}\ncommand: [sleep, infinity]\nprobe: {every_ms: 1000, file: {path: /nothing, max_age_ms: 1000, expect: x}}\n";
+        Self { lease_ms: 2000, roles: vec![("idle", IDLE.to_owned())], slots: BTreeMap::from([("idle", 1)]), environment: Vec::new() }
+    }
+}
+
 /// The running daemons; killed when dropped.
 pub struct Coordinators {
     program: PathBuf,
@@ -118,6 +126,19 @@ impl Coordinators {
     /// # Errors
     /// As [`Coordinators::start`].
     pub async fn start_each(program: &Path, region: &mut Region, wanted: Wanted, folder: &Path, own: Vec<Vec<(String, String)>>) -> anyhow::Result<Self> {
+        let mut new = Self::placed(program, region, wanted, folder, own).await?;
+        for member in 0..MEMBERS {
+            new.start_member(member)?;
+        }
+        new.founded(region, START_WITHIN).await?;
+        Ok(new)
+    }
+
+    /// As [`Coordinators::start_each`], but none runs yet.
+    ///
+    /// # Errors
+    /// Their metadata cannot be served.
+    pub async fn placed(program: &Path, region: &mut Region, wanted: Wanted, folder: &Path, own: Vec<Vec<(String, String)>>) -> anyhow::Result<Self> {
         for (name, yaml) in &wanted.roles {
             let role = folder.join("image/roles").join(name);
             fs::create_dir_all(&role)?;
@@ -130,12 +151,16 @@ impl Coordinators {
         for _ in 0..MEMBERS {
             new.put_instance(region).await?;
         }
-        for member in 0..MEMBERS {
-            new.start_member(member)?;
-        }
-        new.cluster_id = founded(region, START_WITHIN).await?;
-        new.leader(START_WITHIN).await?;
         Ok(new)
+    }
+
+    /// Waits until those that run have founded the cluster and one leads.
+    ///
+    /// # Errors
+    /// Not within `patience`.
+    pub async fn founded(&mut self, region: &Region, patience: Duration) -> anyhow::Result<()> {
+        self.cluster_id = founded(region, patience).await?;
+        self.leader(patience).await.map(drop)
     }
 
     /// Starts one more, as the first instance of a new coordinator's group does: it joins once it is wanted. Returns its place.
@@ -252,6 +277,29 @@ impl Coordinators {
             sleep(Duration::from_millis(50)).await;
         }
         bail!("no coordinator leads after {} s; see {}/coordinator-*.log", patience.as_secs(), self.folder.display())
+    }
+
+    /// Who leads, by the word of every member; waits for it. A member of another cluster gives none.
+    ///
+    /// # Errors
+    /// They do not agree within `patience`.
+    pub async fn agreed(&self, patience: Duration) -> anyhow::Result<usize> {
+        let begun = Instant::now();
+        let mut said = Vec::new();
+        while begun.elapsed() < patience {
+            said.clear();
+            for member in 0..self.members.len() {
+                said.push(timeout(Duration::from_millis(700), self.identify(member)).await.ok().and_then(Result::ok));
+            }
+            if let Some(Some((_, leader))) = said.first()
+                && *leader != 0
+                && said.iter().all(|one| *one == said[0])
+            {
+                return Ok(usize::try_from(*leader)? - 1);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        bail!("the coordinators do not agree after {} s: (term, leader) by each: {said:?}", patience.as_secs())
     }
 
     async fn identify(&self, member: usize) -> anyhow::Result<(u64, u64)> {

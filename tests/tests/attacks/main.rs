@@ -7,6 +7,7 @@ mod certificates;
 mod coordinators;
 mod joining;
 mod load;
+mod mass;
 mod peers;
 mod wire;
 
