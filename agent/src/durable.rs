@@ -73,6 +73,17 @@ pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
+/// Removes a file, if there is one.
+///
+/// # Errors
+/// The file system's, with the path.
+pub fn remove_file(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::of("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a folder with everything in it, if there is one.
 ///
 /// # Errors

@@ -127,7 +127,9 @@ impl<S: Supervisor> Executor<S> {
             if exit.lease_over {
                 local.failure = "killed at the end of its lease".into();
             } else {
-                let before = local.crashed.filter(|_| exit.ran < STEADY).map_or(0, |(_, crashes)| crashes);
+                // One that ends each time before it had to be ready has never been steady, however long that took.
+                let start_timeout = self.catalogue.get(exit.slot.role()).map_or(Duration::ZERO, |role| Duration::from_millis(role.start_timeout_ms));
+                let before = local.crashed.filter(|_| exit.ran < STEADY.max(start_timeout)).map_or(0, |(_, crashes)| crashes);
                 local.crashed = Some((exit.at, before.saturating_add(1)));
             }
             if let Some(seen) = observed.get_mut(&exit.slot) {
@@ -203,6 +205,7 @@ impl<S: Supervisor> Executor<S> {
         for folder in [&config, &temporary, &layout.data_dir(slot, volume), &layout.run_dir(slot), &layout.log_dir(slot)] {
             make_folder(folder)?;
         }
+        probe.forget_answer()?;
         for (name, content) in &rendered.files {
             replace_volatile(&config.join(name), content.as_bytes())?;
         }

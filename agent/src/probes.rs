@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::catalogue;
+use crate::durable::{self, FileError};
 use crate::render::{RenderError, Renderer};
 
 /// Most bytes of an answer that are read.
@@ -123,6 +124,17 @@ impl Probe {
         };
         let expect = Expect::new(&renderer.text("probe", expect)?)?;
         Ok(Self { address, every: Duration::from_millis(probe.every_ms), timeout, question, expect })
+    }
+
+    /// Before a start: the file of an earlier process is no word of the next one.
+    ///
+    /// # Errors
+    /// There is one, and it stays.
+    pub fn forget_answer(&self) -> Result<(), FileError> {
+        match &self.question {
+            Question::File { path, .. } => durable::remove_file(path),
+            _ => Ok(()),
+        }
     }
 
     /// Asks once.

@@ -41,6 +41,13 @@ command: [sh, -c, "{ ls -A \"$TMPDIR\"; echo run; } >> {{ log_dir }}/found; mkte
 probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 3000, expect: "beat"}}
 "#;
 
+/// Says that it is well, ends, and says nothing the second time.
+const ONCE: &str = r#"summary: Is well once.
+fencing: quorum
+command: [sh, -c, "echo run >> {{ log_dir }}/runs; [ $(wc -l < {{ log_dir }}/runs) = 1 ] || exec sleep 4001; echo beat > {{ run_dir }}/beat; exit 3"]
+probe: {every_ms: 50, file: {path: "{{ run_dir }}/beat", max_age_ms: 600000, expect: "beat"}}
+"#;
+
 const SERVER: &str = r#"summary: Speaks a line protocol.
 fencing: disposable
 ports: {line: 2181}
@@ -323,6 +330,18 @@ fn a_crashing_role_is_started_again_with_growing_pauses() {
     // 0.5 + 1 + 2 s lie between the first and the fourth.
     assert!(begun.elapsed() >= Duration::from_millis(3400), "{:?}", begun.elapsed());
     bed.eventually("restarts are counted", || bed.script.observation("crashing-1").filter(|o| o.restarts >= 3));
+}
+
+#[test]
+fn what_an_earlier_process_said_of_itself_is_no_health_of_the_next() {
+    let mut bed = Bed::new(&[("once", ONCE)]);
+    bed.want(vec![assignment("once", 8, "quorum")]);
+    let runs = |bed: &Bed| std::fs::read_to_string(bed.path("root/slots/once-1/log/runs")).unwrap_or_default().lines().count();
+    bed.eventually("a second run", || (runs(&bed) == 2).then_some(()));
+    assert!(!bed.path("root/slots/once-1/run/beat").exists());
+    bed.eventually("it is asked", || {
+        bed.script.observation("once-1").filter(|o| o.restarts == 1 && o.phase() == Phase::Starting && o.message.contains("beat"))
+    });
 }
 
 #[test]

@@ -287,5 +287,5 @@ impl Supervisor for Processes {
     }
 }
 
-/// Ran this long: the next crash counts as the first again.
+/// Ran this long, and longer than its role may take to start: the next crash counts as the first again.
 pub const STEADY: Duration = Duration::from_secs(30);

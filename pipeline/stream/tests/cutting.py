@@ -38,6 +38,12 @@ def described(body):
     return {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body), "parts": -(-len(body) // 900_000)}
 
 
+def heard(clip):
+    """When the sound ends, in seconds: Matroska does not say how long a stream is."""
+    last = probe(clip, "-select_streams", "a:0", "-show_packets")["packets"][-1]
+    return float(last["pts_time"]) + float(last["duration_time"])
+
+
 def cut(clip, folder, name="clip.mp4", recipe=None):
     """Returns (plan, {segment: bytes})."""
     os.makedirs(folder, exist_ok=True)
@@ -73,7 +79,7 @@ def cut(clip, folder, name="clip.mp4", recipe=None):
             "codec": sound["codec_name"],
             "sample_rate": int(sound["sample_rate"]),
             "channels": sound["channels"],
-            "duration_s": float(sound["duration"]),
+            "duration_s": float(sound["duration"]) if "duration" in sound else heard(clip) - float(sound["start_time"]),
             "start_s": float(sound["start_time"]),
             "segment": described(data["audio"]),
         }

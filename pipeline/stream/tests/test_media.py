@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import shutil
+from fractions import Fraction
 
 import pytest
 
@@ -63,6 +64,13 @@ CLIPS = {
     "late_audio": [*PICTURES, "testsrc2=s=320x180:r=24:d=4", "-itsoffset", "0.7", *PICTURES, "sine=d=2", *X264, "-c:a", "aac"],
     "one_key": [*PICTURES, "testsrc2=s=320x180:r=24:d=4", "-c:v", "libx264", "-g", "9999", "-sc_threshold", "0"],
     "mpeg4": [*PICTURES, "testsrc2=s=320x180:r=25:d=2", "-c:v", "mpeg4", "-bf", "2"],
+    # Time bases that MP4 has no room for at less than 10,000 a second, unless it is told: 1/1000, 1/25, 1/100.
+    "plain.mkv": [*PICTURES, "testsrc2=s=320x180:r=30000/1001:d=2", *PICTURES, "sine=d=2", *X264, *AAC],
+    "vp9.webm": [*PICTURES, "testsrc2=s=320x180:r=25:d=1", "-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"],
+    "mpeg4.avi": [*PICTURES, "testsrc2=s=320x180:r=25:d=2", "-c:v", "mpeg4"],
+    "moving.gif": [*PICTURES, "testsrc2=s=160x90:r=10:d=2"],
+    "thousand": [*PICTURES, "testsrc2=s=320x180:r=24:d=2", *X264, "-video_track_timescale", "1000"],
+    "stream.ts": [*PICTURES, "testsrc2=s=320x180:r=25:d=2", *PICTURES, "sine=d=2", *X264, *AAC],
     "tall": [*PICTURES, "testsrc2=s=100x700:r=25:d=1", *X264],
 }  # fmt: skip
 
@@ -72,7 +80,7 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
 
     def make(name):
-        path = str(folder / f"{name}.mp4")
+        path = str(folder / (name if "." in name else f"{name}.mp4"))
         if not os.path.exists(path):
             ffmpeg(*CLIPS[name], path)
         return path
@@ -109,7 +117,8 @@ def test_every_picture_comes_out_at_its_time(clips, tmp_path, name):
     audio = next((stream for stream in seen["streams"] if stream["codec_type"] == "audio"), None)
     assert (audio is not None) == (raw["audio"] is not None)
     if audio:
-        wanted = raw["audio"]["start_s"] + raw["audio"]["duration_s"]
+        begin = raw["video"]["start_pts"] * Fraction(raw["video"]["time_base"])
+        wanted = raw["audio"]["start_s"] - float(begin) + raw["audio"]["duration_s"]
         assert float(audio["duration"]) == pytest.approx(wanted, abs=1 / 24)
     sheet = probe(os.path.join(store.root, f"results/{raw['job']}/contact-sheet.jpg"), "-show_streams")
     assert sheet["streams"][0]["codec_name"] == "mjpeg"

@@ -129,6 +129,8 @@ def session(settings, package):
         "spark.sql.streaming.pollingDelay": "200ms",
         # Hadoop asks neither TMPDIR nor Java where temporary files belong, and buffers each checkpoint there.
         "spark.hadoop.hadoop.tmp.dir": "${java.io.tmpdir}/hadoop",
+        # By default found through the one above by a rule that a path with a space in it breaks.
+        "spark.hadoop.fs.s3a.buffer.dir": "${java.io.tmpdir}/hadoop/s3a",
         "spark.hadoop.fs.s3a.endpoint": settings.store.endpoint,
         "spark.hadoop.fs.s3a.endpoint.region": settings.store.region,
         "spark.hadoop.fs.s3a.path.style.access": "true",

@@ -63,7 +63,7 @@ def _film(store, plan, output, folder, target):
         source, sound = os.path.join(folder, "audio.nut"), os.path.join(folder, "audio.mp4")
         fetch(store, in_key(plan.job, "audio"), source, plan.audio["sha256"])
         _run(media.audio_command(plan, source, sound, output.spec["audio_kbps"]))
-    _run(media.mux_command(video, sound, target))
+    _run(media.mux_command(video, sound, plan.time_base.denominator, target))
     return verify(plan, stamps, target, sound is not None)
 
 

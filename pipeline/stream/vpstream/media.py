@@ -102,12 +102,12 @@ def audio_command(plan, source, target, kbps):
     ]  # fmt: skip
 
 
-def mux_command(video, audio, target):
-    """Video and audio as they are into one MP4 with its index in front."""
+def mux_command(video, audio, timescale, target):
+    """Video and audio as they are into one MP4 with its index in front. `timescale` is the video's own: unsaid, ffmpeg multiplies one below 10,000 a second."""
     sounds = ["-i", audio, "-map", "0:v:0", "-map", "1:a:0"] if audio else ["-map", "0:v:0"]
     return [
         *FFMPEG, "-i", video, *sounds, "-c", "copy", "-map_metadata", "-1", "-flags", "+bitexact", "-fflags", "+bitexact",
-        "-movflags", "+faststart", "-f", "mp4", target,
+        "-video_track_timescale", str(timescale), "-movflags", "+faststart", "-f", "mp4", target,
     ]  # fmt: skip
 
 

@@ -105,6 +105,10 @@ pub fn odd_inputs(folder: &Path) -> anyhow::Result<Vec<Odd>> {
         done("one-frame.mp4", picture("one-frame.mp4", &["-frames:v", "1"])?, 1, 320, 240),
         done("one-key-frame.mp4", picture("one-key-frame.mp4", &["-g", "9999", "-keyint_min", "9999", "-sc_threshold", "0"])?, 72, 320, 240),
         done("ten-bit.mp4", make("ten-bit.mp4", &["-f", "lavfi", "-i", SOURCE, "-c:v", "libx264", "-pix_fmt", "yuv420p10le"])?, 72, 320, 240),
+        // Time bases coarser than MP4's own least.
+        done("sound.mkv", make("sound.mkv", &["-i", "plain.mp4", "-c", "copy"])?, 72, 320, 240),
+        done("vp9.webm", make("vp9.webm", &["-i", "plain.mp4", "-an", "-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"])?, 72, 320, 240),
+        done("moving.gif", make("moving.gif", &["-f", "lavfi", "-i", "testsrc=size=160x120:rate=10:duration=2"])?, 20, 160, 120),
         done("large-segment.mp4", make("large-segment.mp4", &large)?, 25, 640, 360),
         done("ein Video/Grüße + 100 % #1?.mp4", plain, 72, 320, 240),
     ])
