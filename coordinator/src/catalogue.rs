@@ -24,6 +24,9 @@ pub enum CatalogueError {
     Bad { path: PathBuf, reason: String },
     #[error("the spec wants the role '{role}', which the catalogue in {folder} does not have; it has: {known}")]
     Unknown { role: String, folder: PathBuf, known: String },
+    /// A cluster would be founded on its first spec again and again.
+    #[error("the spec wants no role; name at least one, for example roles: {{zookeeper: {{pref: 3}}}}")]
+    Empty,
     #[error("the role name '{role}' has {bytes} bytes; allowed are at most {most}: what agents report of a longer one is dropped")]
     LongName { role: String, bytes: usize, most: usize },
     #[error(transparent)]
@@ -81,6 +84,9 @@ pub fn spec(folder: &Path, wanted: &SpecFile) -> Result<Spec, CatalogueError> {
         count.min = flat.0.or(count.min);
         count.pref = flat.1.unwrap_or(count.pref);
         count.max = flat.2.or(count.max);
+    }
+    if counts.is_empty() {
+        return Err(CatalogueError::Empty);
     }
     let mut roles = BTreeMap::new();
     for (name, count) in &counts {

@@ -108,6 +108,7 @@ impl CloudWatch {
             Ok(found) => {
                 let mut changed = false;
                 let mut seen = self.leader.world.lock();
+                seen.cloud_failing = None;
                 let listed: BTreeSet<&str> = found.iter().map(|instance| instance.id.as_str()).collect();
                 seen.unlisted = state.nodes.keys().filter(|node| !listed.contains(node.0.as_str())).cloned().collect();
                 for instance in found {
@@ -120,7 +121,12 @@ impl CloudWatch {
                 }
             }
             // No proof of anything: what was known stays.
-            Err(error) => warn!(%error, "instances not described"),
+            Err(error) => {
+                warn!(%error, "instances not described");
+                let mut seen = self.leader.world.lock();
+                let since_ms = seen.cloud_failing.as_ref().map_or(self.leader.registry.now_ms(), |(since_ms, _)| *since_ms);
+                seen.cloud_failing = Some((since_ms, error.to_string()));
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use fail::fail_point;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use vp_cluster::{
-    ClusterState, Command, Observations, RoleName, SlotId,
+    ClusterState, Command, Observations, SlotId,
     liveness::{self, Brake},
     mutant, planner,
     report::Gate,
@@ -37,9 +37,12 @@ const LOOKS: usize = 6;
 pub struct Findings {
     pub brake: Brake,
     pub gates: Vec<Gate>,
-    /// Roles with fewer healthy members than their minimum, each with a sentence.
-    pub alarms: Vec<(RoleName, String)>,
+    /// What somebody has to look at: a role with fewer healthy members than its minimum, or [`CLOUD`]; each with a sentence.
+    pub alarms: Vec<(String, String)>,
 }
+
+/// Who an alarm is about when EC2 does not answer.
+pub const CLOUD: &str = "EC2";
 
 impl Default for Findings {
     fn default() -> Self {
@@ -148,17 +151,28 @@ impl Control {
 
     /// Tells people what this look found; what has begun or ended since the last one is an event.
     async fn note(&self, state: &ClusterState, obs: &Observations, round: &Round) {
-        let found = Findings { brake: round.brake.clone(), gates: round.gates.clone(), alarms: round::alarms(state, obs) };
+        let found = Findings { brake: round.brake.clone(), gates: round.gates.clone(), alarms: self.alarms(state, obs) };
         let was = self.findings.send_replace(found.clone());
         self.note_brake(&was.brake, &found.brake).await;
-        let names = |alarms: &[(RoleName, String)]| alarms.iter().map(|(role, _)| role.clone()).collect::<Vec<_>>();
+        let names = |alarms: &[(String, String)]| alarms.iter().map(|(about, _)| about.clone()).collect::<Vec<_>>();
         let (before, now) = (names(&was.alarms), names(&found.alarms));
-        for (role, sentence) in found.alarms.iter().filter(|(role, _)| !before.contains(role)) {
-            self.leader.note("alarm raised", role, sentence.clone()).await;
+        for (about, sentence) in found.alarms.iter().filter(|(about, _)| !before.contains(about)) {
+            self.leader.note("alarm raised", about, sentence.clone()).await;
         }
-        for role in before.iter().filter(|role| !now.contains(role)) {
-            self.leader.note("alarm over", role, "enough are healthy again".to_owned()).await;
+        for about in before.iter().filter(|about| !now.contains(about)) {
+            let over = if about == CLOUD { "it answers again" } else { "enough are healthy again" };
+            self.leader.note("alarm over", about, over.to_owned()).await;
         }
+    }
+
+    /// A leader that is new has not heard everybody: what it misses in its first lease is no alarm.
+    fn alarms(&self, state: &ClusterState, obs: &Observations) -> Vec<(String, String)> {
+        if obs.now_ms.saturating_sub(obs.leading_since_ms) < self.leader.settings.user_data.lease_ms {
+            return Vec::new();
+        }
+        let roles = round::alarms(state, obs).into_iter().map(|(role, sentence)| (role.0, sentence));
+        let cloud = self.leader.world.cloud_alarm(self.leader.registry.now_ms()).map(|sentence| (CLOUD.to_owned(), sentence));
+        roles.chain(cloud).collect()
     }
 
     /// The bootstrap spec goes into the log once.

@@ -50,6 +50,15 @@ fn a_spec_that_is_wrong_ends_with_1_and_one_line_that_says_what() {
     }
 }
 
+/// Taken for no spec at all, it was put into the log anew several times a second.
+#[test]
+fn a_spec_that_wants_nothing_is_refused() {
+    for input in ["", "roles: {}\n", "volume_wait_ms: 60000\n"] {
+        let (code, told) = check(input, &[]);
+        assert!(code == Some(1) && told.contains("wants no role") && told.lines().count() == 1, "{input:?}: {told}");
+    }
+}
+
 #[test]
 fn a_lease_is_held_against_the_coordinators_own_bounds() {
     for (lease_ms, code, said) in

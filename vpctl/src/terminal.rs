@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::arguments::PlaceArguments;
-use crate::failure::{Failure, chain};
+use crate::failure::{EXIT_FAILED, Failure, chain};
 
 /// Fewer columns than this are no room for a column of text.
 const LEAST_ROOM: usize = 24;
@@ -114,11 +114,16 @@ impl Screen {
         Self::write(&harmless(text, self.colour));
     }
 
-    /// A reader that has gone away (`vpctl events | head`) ends the program quietly.
+    /// A reader that has gone away (`vpctl events | head`) ends the program quietly; an answer that cannot be written for another reason is a failure.
     fn write(text: &str) {
         let mut out = std::io::stdout().lock();
-        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-            std::process::exit(0);
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            if error.kind() == std::io::ErrorKind::BrokenPipe {
+                std::process::exit(0);
+            }
+            // Nobody is left to tell when standard error is closed too.
+            let _ = writeln!(std::io::stderr().lock(), "vpctl: the answer cannot be written: {error}");
+            std::process::exit(EXIT_FAILED.into());
         }
     }
 

@@ -56,6 +56,31 @@ fn wrong_words_end_with_64_and_name_what_is_wrong() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_written_is_a_failure_and_a_reader_that_went_away_is_none() {
+    let completion = |out: std::process::Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vpctl"));
+        let child = command.args(["completion", "bash"]).stdin(std::process::Stdio::null()).stdout(out).stderr(std::process::Stdio::piped()).spawn();
+        child.and_then(std::process::Child::wait_with_output).expect("vpctl runs")
+    };
+    let full = completion(std::fs::File::create("/dev/full").expect("every machine has one").into());
+    assert!(full.status.code() == Some(1) && stderr(&full).contains("cannot be written"), "{full:?}");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    assert_eq!(completion(writer.into()).status.code(), Some(0));
+}
+
+#[test]
+fn a_state_folder_that_is_a_link_is_refused_and_left_alone() {
+    let above = tempfile::tempdir().expect("a folder");
+    let (folder, link) = (above.path().join("folder"), above.path().join("link"));
+    std::fs::create_dir(&folder).and_then(|()| std::fs::write(folder.join("vp-region"), "")).expect("it can be made");
+    std::os::unix::fs::symlink(&folder, &link).expect("it can be made");
+    let output = vpctl(&["--state", &link.to_string_lossy(), "dev", "down"]);
+    assert!(output.status.code() == Some(64) && stderr(&output).contains("is a link to"), "{output:?}");
+    assert!(link.is_symlink() && folder.join("vp-region").exists());
+}
+
+#[test]
 fn help_and_version_are_answers() {
     for words in [&["--help"][..], &["--version"], &["submit", "--help"]] {
         let output = vpctl(words);

@@ -23,7 +23,7 @@ use super::{
     orders::{self, Order},
 };
 use crate::{
-    control::{Findings, lifecycle_name},
+    control::{CLOUD, Findings, lifecycle_name},
     desired::{fencing_name, slot_ref},
     leader::Leader,
     raft::ReadError,
@@ -60,6 +60,10 @@ impl Operators for OperatorsApi {
         let reachable = coordinators.iter().filter(|coordinator| coordinator.reachable).count();
         let counted = Coordinators { wanted: coordinators.len(), reachable };
         let (mut health, mut reasons) = health::judge(&state, &obs, counted, &findings.brake);
+        if findings.alarms.iter().any(|(about, _)| about == CLOUD) {
+            health = if health == Health::Healthy { Health::Degraded } else { health };
+            reasons.push("EC2 does not answer".to_owned());
+        }
         // Not known: as old as can be.
         let age_ms = self.leader.raft.age_ms().unwrap_or(u64::MAX);
         if raft.leader == 0 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::options::network_of;
 use super::record::MARK;
-use super::{DownOptions, Progress, Record, RecordedProcess, RegionError, checks, services};
+use super::{DownOptions, Progress, Record, RecordedProcess, RegionError, checks, lock, services};
 use crate::keeper::disk::Disk;
 use crate::keeper::{cgroup, config::Config};
 use crate::lambda::process as lambda;
@@ -16,12 +16,29 @@ use crate::process;
 /// How long a service may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// The steps of an `up` under way take seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The link would be removed and the secrets stay.
+pub(super) fn linked(state: &Path) -> RegionError {
+    let to = std::fs::read_link(state).unwrap_or_default();
+    RegionError::Invalid(format!("{} is a link to {}: name the folder itself with --state", state.display(), to.display()))
+}
+
 /// Takes away the region whose state is in `state`, also one that a crash left half-made. Absent state is success.
 ///
 /// # Errors
-/// `Foreign` when the folder is none of a region's, `Invalid` when it is another region's than the one named: nothing was touched. `File` when a process
+/// `Foreign` when the folder is none of a region's, `Invalid` when it is a link or another region's than the one named: nothing was touched. `File` when a process
 /// cannot be ended or a file not removed.
 pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), RegionError> {
+    if state.is_symlink() {
+        return Err(linked(state));
+    }
+    if !state.exists() {
+        return Ok(());
+    }
+    // One that hangs does not keep a region from being taken away.
+    let _lock = lock::take(state, PATIENCE, progress).await?;
     let record = match Record::load(state) {
         Ok(record) => Some(record),
         Err(RegionError::Absent(_) | RegionError::Malformed { .. }) => None,

@@ -9,6 +9,7 @@ mod aws;
 mod checks;
 mod down;
 mod env;
+mod lock;
 mod options;
 mod record;
 mod roles;

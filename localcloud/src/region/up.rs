@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::aws::{self, Aws};
-use super::down::{Step, strays};
+use super::down::{Step, linked, strays};
 use super::options::network_of;
 use super::record::MARK;
 use super::services::{self, CONTROL_API, KEEPER, LAMBDA, Ready, S3, Service};
-use super::{AWS_REGION, Progress, Record, Region, RegionError, UpOptions, ZONES, checks, env};
+use super::{AWS_REGION, Progress, Record, Region, RegionError, UpOptions, ZONES, checks, env, lock};
 use crate::keeper::config::Config as KeeperConfig;
 use crate::lambda::config as lambda;
 use crate::process;
@@ -17,31 +18,39 @@ use crate::process;
 /// Time an invocation of a function may take: Lambda's own upper bound.
 const FUNCTION_TIMEOUT_MS: u64 = 900_000;
 
+/// The steps of another `up` take seconds, on a busy machine a minute.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<Region, RegionError> {
     let step = Step::begin(progress, "checks");
     checks::options(options)?;
     checks::machine(options)?;
     checks::spec(options).await?;
     let state = options.state.clone();
+    if state.is_symlink() {
+        return Err(linked(&state));
+    }
     if !Record::is_ours(&state) {
         return Err(RegionError::Foreign(state));
     }
-    let known = match Record::load(&state) {
-        Ok(record) => Some(record),
-        Err(RegionError::Absent(_)) => None,
-        Err(other) => return Err(other),
+    let Some(lock) = lock::take(&state, PATIENCE, progress).await? else {
+        return Err(RegionError::Invalid(format!("another vpctl is at work on the region in {}: run it again when that one is done", state.display())));
     };
-    if let Some(record) = &known {
-        still_fits(record, options)?;
-    }
-    let mut record = match known {
-        Some(record) => record,
-        None => new_record(options, checks::network(options)?),
+    let mut record = match known(options) {
+        Ok(record) => record,
+        Err(error) => {
+            if lock.fresh {
+                // Nothing was begun: it stays only if somebody has put something there.
+                let _ = std::fs::remove_dir(&state);
+            }
+            return Err(error);
+        }
     };
     step.done(progress, false);
 
     let step = Step::begin(progress, "state folder");
-    let changed = folders(&state)?;
+    folders(&state)?;
+    let changed = lock.fresh;
     record.save(&state)?;
     write(&KeeperConfig::path(&state), &json(&keeper_config(&record, options)))?;
     write(&state.join("env"), env::file(&record, &state).as_bytes())?;
@@ -101,6 +110,15 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
     Ok(Region { record, state })
 }
 
+/// The region's record as it is, or that of a new one.
+fn known(options: &UpOptions) -> Result<Record, RegionError> {
+    match Record::load(&options.state) {
+        Ok(record) => still_fits(&record, options).map(|()| record),
+        Err(RegionError::Absent(_)) => Ok(new_record(options, checks::network(options)?)),
+        Err(other) => Err(other),
+    }
+}
+
 fn still_fits(record: &Record, options: &UpOptions) -> Result<(), RegionError> {
     let differs = |what: &str, is: &str, wanted: &str| {
         let state = options.state.display();
@@ -140,18 +158,16 @@ pub(super) fn new_record(options: &UpOptions, network: u8) -> Record {
     }
 }
 
-fn folders(state: &Path) -> Result<bool, RegionError> {
-    let fresh = !state.exists();
+fn folders(state: &Path) -> Result<(), RegionError> {
     let mut private = std::fs::DirBuilder::new();
     private.recursive(true).mode(0o700);
     let fail = |path: PathBuf, source| RegionError::File { path, doing: "making a folder of the region", source };
-    private.create(state).map_err(|source| fail(state.to_path_buf(), source))?;
     write(&state.join(MARK), b"A local region of vp keeps its state here; `vpctl dev down` removes all of it.\n")?;
     for folder in ["logs", "tmp", "s3", "identity", "images", "instances", "volumes", "lambda"] {
         let path = state.join(folder);
         private.create(&path).map_err(|source| fail(path, source))?;
     }
-    Ok(fresh)
+    Ok(())
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar};
+use serde_json::json;
 use tokio::time::Instant;
-use vp_localcloud::region::{self, DownOptions, Progress, Region, RegionStatus, UpOptions};
+use vp_localcloud::region::{self, DownOptions, Progress, Region, RegionError, RegionStatus, UpOptions};
 use vp_proto::v1::{ClusterStatus, Health, Phase};
 use vp_trust::Rank;
 
@@ -36,7 +37,7 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
             if let Some(path) = &spec {
                 options.spec_yaml = Some(tokio::fs::read_to_string(path).await.map_err(Failure::file(path))?);
             }
-            let ended = up(&options, flags, screen, (!no_wait).then(|| Duration::from_secs(timeout))).await;
+            let ended = up(&options, flags, screen, format, (!no_wait).then(|| Duration::from_secs(timeout))).await;
             ended.map_err(|failure| match &spec {
                 Some(path) => failure.in_file(path),
                 None => failure,
@@ -61,21 +62,26 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
     }
 }
 
-async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, wait: Option<Duration>) -> Result<u8, Failure> {
+async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, format: Format, wait: Option<Duration>) -> Result<u8, Failure> {
     let started = Instant::now();
-    let mut steps = Steps::new(screen);
+    let for_people = matches!(format, Format::Table | Format::Wide);
+    let mut steps = Steps::new(screen, for_people);
     let region = Region::up(options, &mut |progress| steps.tell(progress)).await;
     steps.end();
     let region = region?;
     let mut code = 0;
     if let Some(timeout) = wait.filter(|_| options.coordinators) {
         let cluster = Cluster::new(region.record().coordinators.clone(), &certificate(&region.operator(Rank::Admin))?)?;
-        code = until_healthy(&cluster, screen, timeout).await;
+        code = until_healthy(&region, &cluster, screen, timeout).await?;
     }
     let named = flags.words();
     let vpctl = if named.is_empty() { "vpctl".to_owned() } else { format!("vpctl {named}") };
-    let took = span(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
-    if code == 0 {
+    let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took = span(took_ms);
+    if !for_people {
+        let answer = json!({"region": options.name, "network": format!("127.{}.0.0/16", region.record().network), "healthy": wait.map(|_| code == 0), "took_ms": took_ms});
+        view::show(screen, format, &answer, |_| String::new())?;
+    } else if code == 0 {
         screen.line(&format!("region {} is up on 127.{}.0.0/16 in {took}", options.name, region.record().network));
         for (at, next) in ["submit FILE --wait", "status", "drill"].iter().enumerate() {
             screen.line(&format!("  {:<5} {vpctl} {next}", if at == 0 { "next:" } else { "" }));
@@ -85,7 +91,10 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, wait: 
 }
 
 /// Waits until the cluster says that it is healthy; says what is missing when it does not in time.
-async fn until_healthy(cluster: &Cluster, screen: &Screen, timeout: Duration) -> u8 {
+///
+/// # Errors
+/// The region was taken down meanwhile.
+async fn until_healthy(region: &Region, cluster: &Cluster, screen: &Screen, timeout: Duration) -> Result<u8, Failure> {
     let started = Instant::now();
     let bars = screen.bars();
     let bar = spinner(&bars, "cluster");
@@ -98,8 +107,12 @@ async fn until_healthy(cluster: &Cluster, screen: &Screen, timeout: Duration) ->
         let took = span(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
         if healthy {
             bar.finish_and_clear();
-            screen.line(&format!("  {:<20} {:>9}", "cluster healthy", took));
-            return 0;
+            screen.note(&format!("  {:<20} {:>9}", "cluster healthy", took));
+            return Ok(0);
+        }
+        if is_gone(region) {
+            bar.finish_and_clear();
+            return Err(Failure::Nowhere { reason: format!("the region in {} was taken down meanwhile", region.state().display()) });
         }
         if !screen.is_live() && text != last {
             screen.note(&format!("  cluster: {text}"));
@@ -110,9 +123,17 @@ async fn until_healthy(cluster: &Cluster, screen: &Screen, timeout: Duration) ->
             bar.finish_and_clear();
             screen.note(&format!("{} after {took}: {last}", screen.toned(Tone::Bad, "the cluster is not healthy")));
             screen.note("  `vpctl status` and `vpctl plan` say what it waits for; `vpctl dev logs` lists the logs");
-            return EXIT_DEGRADED;
+            return Ok(EXIT_DEGRADED);
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// It is no more, or another has been brought up in its place.
+fn is_gone(region: &Region) -> bool {
+    match Region::open(region.state()) {
+        Ok(now) => now.record().access_key_id != region.record().access_key_id,
+        Err(error) => matches!(error, RegionError::Absent(_)),
     }
 }
 
@@ -130,7 +151,7 @@ async fn down(state: PathBuf, options: DownOptions, screen: &Screen) -> Result<u
         screen.line(&format!("no region in {}: nothing to take away", state.display()));
         return Ok(0);
     }
-    let mut steps = Steps::new(screen);
+    let mut steps = Steps::new(screen, true);
     let ended = region::down(&state, &options, &mut |progress| steps.tell(progress)).await;
     steps.end();
     ended?;
@@ -141,13 +162,15 @@ async fn down(state: PathBuf, options: DownOptions, screen: &Screen) -> Result<u
 /// Steps as they go by: a spinner while one is under way, a line with its time when it is done.
 struct Steps<'a> {
     screen: &'a Screen,
+    /// Standard output is for them; otherwise it is left to the data.
+    for_people: bool,
     bars: MultiProgress,
     current: Option<ProgressBar>,
 }
 
 impl<'a> Steps<'a> {
-    fn new(screen: &'a Screen) -> Self {
-        Self { screen, bars: screen.bars(), current: None }
+    fn new(screen: &'a Screen, for_people: bool) -> Self {
+        Self { screen, for_people, bars: screen.bars(), current: None }
     }
 
     fn tell(&mut self, progress: Progress) {
@@ -160,7 +183,8 @@ impl<'a> Steps<'a> {
                 self.end();
                 let took = span(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
                 let note = if changed { String::new() } else { self.screen.paint(Tone::Dim, "  as it was") };
-                self.screen.line(&format!("  {step:<20} {took:>9}{note}"));
+                let line = format!("  {step:<20} {took:>9}{note}");
+                if self.for_people { self.screen.line(&line) } else { self.screen.note(&line) }
             }
         }
     }

@@ -90,6 +90,11 @@ async fn save(cluster: &Cluster, screen: &Screen, format: Format, file: &Path) -
 
 /// Whole or not at all: an interrupted save leaves the one before. For its owner only, since whoever has it can found a cluster on it.
 fn replace(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    if let Ok(there) = std::fs::symlink_metadata(file)
+        && !there.is_file()
+    {
+        return Err(Failure::file(file)(std::io::Error::other("is there, and no plain file: name another")));
+    }
     let mut temporary = file.as_os_str().to_owned();
     temporary.push(".part");
     let temporary = Path::new(&temporary);

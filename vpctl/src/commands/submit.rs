@@ -66,6 +66,10 @@ pub async fn submit(pipeline: &Pipeline, screen: &Screen, format: Format, words:
             return Err(Failure::file(file)(std::io::Error::other("not a file")));
         }
     }
+    // Found out now, not when the work is done.
+    if let Some(dir) = words.output.as_ref().filter(|dir| dir.exists() && !dir.is_dir()) {
+        return Err(Failure::file(dir)(std::io::Error::other("results go into a folder, and this is none")));
+    }
     let batch = Batch { pipeline, screen, words: &words, format, bars: screen.bars(), turn: Semaphore::new(UPLOADS), jobs: Mutex::new(BTreeMap::new()) };
     let work = futures::future::join_all(words.files.iter().zip(&folders).map(|(file, folder)| batch.one(file, folder.as_deref())));
     let limit = words.timeout.map_or(Duration::MAX, Duration::from_secs);
