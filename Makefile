@@ -35,7 +35,12 @@ help: ## say what there is
 	@echo "  Everything fetched or compiled lives in $(VP_CACHE) (VP_CACHE=DIR names another place), regions in ~/.local/state/vp."
 	@echo "  After make build: bin/vpctl dev up && bin/vpctl submit CLIP --wait && bin/vpctl status"
 
+# Cargo takes what another clone compiled for its own when that is newer than its own sources: of that only the dependencies are kept.
 setup: ## everything SETUP_FOR needs, pinned
+	@if [ "$$(cat '$(CARGO_TARGET_DIR)/clone' 2>/dev/null)" != '$(CURDIR)' ]; then \
+		rm -rf '$(CARGO_TARGET_DIR)'/*/.fingerprint/vp*; \
+		mkdir -p '$(CARGO_TARGET_DIR)' && echo '$(CURDIR)' > '$(CARGO_TARGET_DIR)/clone' || exit 1; \
+	fi
 	@for purpose in $(SETUP_FOR); do ami/setup $$purpose || exit $$?; done
 
 build: setup programs ## the programs, in bin/

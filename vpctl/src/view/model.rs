@@ -85,10 +85,11 @@ pub struct Service {
     pub role: String,
     pub wanted: u32,
     pub placed: u32,
-    pub healthy: u32,
+    /// This and the next two are not known to a follower (`--stale`): how members are doing only the leader hears.
+    pub healthy: Option<u32>,
     /// How many more members may fail before it stops.
-    pub tolerates: u32,
-    pub serving: bool,
+    pub tolerates: Option<u32>,
+    pub serving: Option<bool>,
     /// exclusive, quorum, disposable
     pub fencing: String,
 }
@@ -195,8 +196,10 @@ pub fn phase_word(phase: Phase) -> &'static str {
 
 impl From<v1::ClusterStatus> for Status {
     fn from(raw: v1::ClusterStatus) -> Self {
+        let health = raw.health();
+        let services = raw.services.into_iter().map(|one| Service::of(one, health != Health::Unspecified)).collect();
         let mut status = Self {
-            health: health_word(raw.health()),
+            health: health_word(health),
             cluster: raw.cluster,
             reasons: raw.reasons,
             revision: raw.revision,
@@ -204,7 +207,7 @@ impl From<v1::ClusterStatus> for Status {
             leader: (raw.leader_id != 0).then_some(raw.leader_id),
             coordinators: raw.coordinators.into_iter().map(Coordinator::from).collect(),
             nodes: raw.nodes.into_iter().map(Node::from).collect(),
-            services: raw.services.into_iter().map(Service::from).collect(),
+            services,
             slots: raw.slots.into_iter().map(Slot::from).collect(),
             moves: raw.moves,
             alarms: raw.alarms,
@@ -264,10 +267,11 @@ impl From<v1::NodeStatus> for Node {
     }
 }
 
-impl From<v1::ServiceStatus> for Service {
-    fn from(raw: v1::ServiceStatus) -> Self {
+impl Service {
+    /// `heard`: it was told by one that hears how members are doing.
+    fn of(raw: v1::ServiceStatus, heard: bool) -> Self {
         let v1::ServiceStatus { role, wanted, placed, healthy, tolerates, serving, fencing } = raw;
-        Self { role, wanted, placed, healthy, tolerates, serving, fencing }
+        Self { role, wanted, placed, healthy: heard.then_some(healthy), tolerates: heard.then_some(tolerates), serving: heard.then_some(serving), fencing }
     }
 }
 

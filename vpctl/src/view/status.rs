@@ -17,8 +17,9 @@ pub fn screen(status: &Status, screen: &Screen, wide: bool) -> String {
     let ready = status.nodes.iter().filter(|n| n.lifecycle == "ready").count();
     section(&mut text, screen, "NODES", &format!("{ready} of {} ready", status.nodes.len()));
     text.push_str(&nodes(&status.nodes, screen, wide));
-    let serving = status.services.iter().filter(|s| s.serving).count();
-    section(&mut text, screen, "SERVICES", &format!("{serving} of {} serving", status.services.len()));
+    let serving: Option<Vec<bool>> = status.services.iter().map(|service| service.serving).collect();
+    let counted = serving.map_or_else(|| "?".to_owned(), |serving| serving.iter().filter(|serves| **serves).count().to_string());
+    section(&mut text, screen, "SERVICES", &format!("{counted} of {} serving", status.services.len()));
     text.push_str(&services(&status.services, screen));
     if wide {
         section(&mut text, screen, "SLOTS", "");
@@ -130,20 +131,26 @@ fn lifecycle(node: &Node) -> Cell {
 pub fn services(services: &[Service], screen: &Screen) -> String {
     let mut table = Table::new(&["SERVICE", "STATE", "HEALTHY", "SURVIVES", "FENCING"]).indented(2);
     for service in services {
-        let state = if service.serving { Cell::new(Tone::Good, "serving") } else { Cell::new(Tone::Bad, "not serving") };
-        let well = if service.healthy >= service.wanted { Tone::Plain } else { Tone::Warn };
+        let state = match service.serving {
+            Some(true) => Cell::new(Tone::Good, "serving"),
+            Some(false) => Cell::new(Tone::Bad, "not serving"),
+            None => Cell::from("?"),
+        };
+        let well = if service.healthy.is_none_or(|healthy| healthy >= service.wanted) { Tone::Plain } else { Tone::Warn };
+        let healthy = service.healthy.map_or_else(|| "?".to_owned(), |healthy| healthy.to_string());
         let survives = match (service.serving, service.tolerates) {
-            (false, _) => Cell::from("-"),
+            (None, _) | (_, None) => Cell::from("?"),
+            (Some(false), _) => Cell::from("-"),
             // One slot that moves survives nothing at the instant, and that is how it is meant.
-            (true, 0) if service.wanted > 1 => Cell::new(Tone::Bad, "no failure"),
-            (true, 0) => Cell::from("moves"),
-            (true, 1) => Cell::from("1 failure"),
-            (true, n) => Cell::from(format!("{n} failures")),
+            (_, Some(0)) if service.wanted > 1 => Cell::new(Tone::Bad, "no failure"),
+            (_, Some(0)) => Cell::from("moves"),
+            (_, Some(1)) => Cell::from("1 failure"),
+            (_, Some(n)) => Cell::from(format!("{n} failures")),
         };
         table.row(vec![
             service.role.as_str().into(),
             state,
-            Cell::new(well, format!("{} of {}", service.healthy, service.wanted)),
+            Cell::new(well, format!("{healthy} of {}", service.wanted)),
             survives,
             service.fencing.as_str().into(),
         ]);
@@ -276,6 +283,16 @@ mod tests {
             ..Default::default()
         };
         Status::from(raw)
+    }
+
+    /// Told by a follower, which does not hear agents, a healthy cluster looked dead.
+    #[test]
+    fn what_a_follower_does_not_hear_is_not_known() {
+        let kafka = v1::ServiceStatus { role: "kafka".to_owned(), wanted: 3, placed: 3, ..Default::default() };
+        let status = Status::from(v1::ClusterStatus { services: vec![kafka], ..Default::default() });
+        let text = services(&status.services, &Screen::plain());
+        assert!(text.contains("? of 3") && !text.contains("not serving"), "{text}");
+        assert_eq!(serde_json::to_value(&status.services[0]).unwrap()["serving"], serde_json::Value::Null);
     }
 
     #[test]
