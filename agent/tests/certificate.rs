@@ -22,6 +22,13 @@ fn in_session(bed: &Bed) -> u64 {
     bed.eventually("a session", || Some(sessions(bed)).filter(|sessions| *sessions > 0))
 }
 
+/// Its certificate is taken away while it is dead. The agent writes it beside its first session: it is waited for.
+fn forget_certificate(bed: &mut Bed) {
+    bed.eventually("the certificate on disk", || stored(bed));
+    bed.kill_agent();
+    std::fs::remove_dir_all(bed.path("root/agent/certificate")).unwrap();
+}
+
 #[test]
 fn an_agent_enrols_before_its_first_session_and_keeps_its_certificate_to_itself() {
     let bed = Bed::new(&[]);
@@ -51,9 +58,8 @@ fn an_agent_that_starts_again_needs_nobody_for_its_certificate() {
 fn a_certificate_is_renewed_at_half_its_life_and_the_session_goes_on() {
     let mut bed = Bed::new(&[]);
     in_session(&bed);
-    bed.kill_agent();
+    forget_certificate(&mut bed);
     *bed.office.lifetime.lock().unwrap() = Duration::from_secs(4);
-    std::fs::remove_dir_all(bed.path("root/agent/certificate")).unwrap();
     let before = (bed.office.issued(), sessions(&bed));
     bed.start_agent();
     // Three more than the first: each is good for four seconds, so the session outlives the one it began with.
@@ -65,10 +71,9 @@ fn a_certificate_is_renewed_at_half_its_life_and_the_session_goes_on() {
 fn an_agent_whose_certificate_has_expired_meanwhile_enrols_again() {
     let mut bed = Bed::new(&[]);
     in_session(&bed);
-    bed.kill_agent();
+    forget_certificate(&mut bed);
     // Issued an hour and a day ago, say the coordinators' clocks: the machine was off for a night.
     bed.office.behind_s.store(25 * 3600, Ordering::SeqCst);
-    std::fs::remove_dir_all(bed.path("root/agent/certificate")).unwrap();
     bed.start_agent();
     let expired = bed.eventually("an expired certificate on disk", || stored(&bed));
     let before = sessions(&bed);
@@ -81,11 +86,10 @@ fn an_agent_whose_certificate_has_expired_meanwhile_enrols_again() {
 fn a_certificate_of_the_future_is_replaced_too() {
     let mut bed = Bed::new(&[]);
     in_session(&bed);
-    bed.kill_agent();
+    forget_certificate(&mut bed);
     let year_s = 365 * 24 * 3600_u64;
     // A clock that was a year ahead when it was issued.
     bed.office.behind_s.store(year_s.wrapping_neg(), Ordering::SeqCst);
-    std::fs::remove_dir_all(bed.path("root/agent/certificate")).unwrap();
     let before = sessions(&bed);
     bed.start_agent();
     bed.eventually("a certificate of the future on disk", || stored(&bed));

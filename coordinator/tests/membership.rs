@@ -169,6 +169,7 @@ struct Real {
     ended: tokio::task::JoinHandle<Result<(), vp_coordinator::raft::NodeError>>,
     server: tokio::task::JoinHandle<()>,
     follows: tokio::task::JoinHandle<()>,
+    at: SocketAddr,
 }
 
 fn real(root: &Path, id: u64, at: u8, others: &BTreeMap<u64, SocketAddr>) -> Real {
@@ -183,7 +184,7 @@ fn real(root: &Path, id: u64, at: u8, others: &BTreeMap<u64, SocketAddr>) -> Rea
         bounded().layer(Admission).add_service(service).serve_with_incoming(door.incoming().unwrap()).await.unwrap();
     });
     let follows = tokio::spawn(follow(network.clone(), MemberId(id), state.clone()));
-    Real { handle, state, network, ended: tokio::spawn(ended), server, follows }
+    Real { handle, state, network, ended: tokio::spawn(ended), server, follows, at: own }
 }
 
 #[tokio::test]
@@ -204,6 +205,12 @@ async fn stop(real: Real) {
     let _ = real.server.await;
     real.handle.stop();
     real.ended.await.unwrap().unwrap();
+    // Its door closes a moment later, by itself; the next one opens there.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while std::net::TcpListener::bind(real.at).is_err() {
+        assert!(Instant::now() < deadline, "{} stays taken", real.at);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn leader(members: &BTreeMap<u64, Real>) -> Option<u64> {

@@ -92,7 +92,7 @@ impl Failure {
             Self::Cloud(CloudError::Unreachable { .. }) => "is the AWS endpoint up? for a local region: `vpctl dev status`",
             Self::Cloud(CloudError::Denied { .. }) => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`vpctl dev env` prints a local region's)",
             Self::Region(RegionError::Malformed { .. }) => "`vpctl dev down` takes away what is left of the region, also without its record",
-            Self::Region(RegionError::Service { service: "control-api", what, .. }) if what.starts_with("ended, and with it") => return None,
+            Self::Region(RegionError::Forgotten { .. }) => "the region cannot be mended: `vpctl dev down`, then `vpctl dev up`",
             Self::Region(RegionError::Spec(_)) => "docs/contracts.md, section 2, shows a spec with its keys",
             Self::Region(RegionError::Service { .. } | RegionError::Aws { .. } | RegionError::Store { .. }) => {
                 "`vpctl dev status` shows what runs, `vpctl dev logs` what it said; `vpctl dev up` goes on from where it stopped"

@@ -67,6 +67,9 @@ pub enum RegionError {
     /// A service ended or did not answer in time; its log is named.
     #[error("{service} {what}; see {}", log.display())]
     Service { service: &'static str, what: String, log: PathBuf },
+    /// The control API is gone, and its memory was all that knew the instances.
+    #[error("control-api ended, and with it the memory of every instance; see {}", log.display())]
+    Forgotten { log: PathBuf },
     /// The control API or S3 answered with an error.
     #[error("{doing}")]
     Aws { doing: String, source: vp_cloud::provision::ProvisionError },

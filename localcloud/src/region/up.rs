@@ -68,11 +68,7 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
         let lives = record.services.get(service.name).is_some_and(process::alive);
         if !lives {
             if service.name == CONTROL_API && record.made.contains_key("image") {
-                return Err(RegionError::Service {
-                    service: CONTROL_API,
-                    what: "ended, and with it the memory of every instance: run vpctl dev down, then vpctl dev up".to_owned(),
-                    log: services::log(&state, CONTROL_API),
-                });
+                return Err(RegionError::Forgotten { log: services::log(&state, CONTROL_API) });
             }
             // One that an interrupted run started and had no time to record would hold the port.
             for stray in strays(&state, services::marks(service.name)) {
