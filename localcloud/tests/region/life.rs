@@ -61,6 +61,23 @@ async fn process_up_again_changes_nothing_and_a_lost_service_is_repaired() {
 }
 
 #[tokio::test]
+async fn process_two_ups_at_once_make_one_region() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let folder = tempfile::Builder::new().prefix("vp-localcloud-test").tempdir().unwrap();
+    let options = options(folder.path(), 146, 0, BOOT);
+    let (mut quietly, mut silently) = (|_| (), |_| ());
+    let (one, two) = tokio::join!(Region::up(&options, &mut quietly), Region::up(&options, &mut silently));
+    let healthy = match &one {
+        Ok(region) => region.status().await.is_ok_and(|status| status.healthy()),
+        Err(_) => false,
+    };
+    down(&options.state, &DownOptions::default(), &mut |_| ()).await.unwrap();
+    let keys = [one, two].map(|region| region.unwrap().record().access_key_id.clone());
+    assert!(healthy && keys[0] == keys[1], "{keys:?}");
+    assert!(!options.state.exists() && left(&options.state).is_empty());
+}
+
+#[tokio::test]
 async fn process_down_leaves_nothing_also_without_the_record_and_a_second_time() {
     let bed = Bed::up(139, 2).await;
     bed.booted(2).await;
