@@ -57,6 +57,11 @@ pub struct Executor<S> {
     locals: BTreeMap<Slot, Local>,
 }
 
+/// How long the slot's role may take to be ready; zero when this image does not know the role.
+fn start_timeout(catalogue: &Catalogue, slot: &Slot) -> Duration {
+    catalogue.get(slot.role()).map_or(Duration::ZERO, |role| Duration::from_millis(role.start_timeout_ms))
+}
+
 impl<S: Supervisor> Executor<S> {
     /// Over what was adopted.
     pub fn new(settings: Arc<Settings>, catalogue: Catalogue, supervisor: S, generations: Generations, shared: Arc<Shared>) -> Self {
@@ -128,8 +133,8 @@ impl<S: Supervisor> Executor<S> {
                 local.failure = "killed at the end of its lease".into();
             } else {
                 // One that ends each time before it had to be ready has never been steady, however long that took.
-                let start_timeout = self.catalogue.get(exit.slot.role()).map_or(Duration::ZERO, |role| Duration::from_millis(role.start_timeout_ms));
-                let before = local.crashed.filter(|_| exit.ran < STEADY.max(start_timeout)).map_or(0, |(_, crashes)| crashes);
+                let steady = STEADY.max(start_timeout(&self.catalogue, &exit.slot));
+                let before = local.crashed.filter(|_| exit.ran < steady).map_or(0, |(_, crashes)| crashes);
                 local.crashed = Some((exit.at, before.saturating_add(1)));
             }
             if let Some(seen) = observed.get_mut(&exit.slot) {
@@ -240,7 +245,6 @@ impl<S: Supervisor> Executor<S> {
             let known = self.generations.known(slot);
             let generation = assignment.map_or(known.accepted, |a| a.generation);
             let released = matches!(assignment.and_then(|a| claim(a, known)), Some(Claim::GivenBack { .. }));
-            let role = self.catalogue.get(slot.role());
             let status = self.supervisor.status(slot);
             let facts = Facts {
                 slot,
@@ -251,7 +255,7 @@ impl<S: Supervisor> Executor<S> {
                 waiting: local.waiting.as_ref(),
                 failure: &local.failure,
                 restarts: local.starts.saturating_sub(1),
-                start_timeout: role.map_or(Duration::ZERO, |role| Duration::from_millis(role.start_timeout_ms)),
+                start_timeout: start_timeout(&self.catalogue, slot),
             };
             let said = observation(&facts, now);
             match assignment.and_then(|assignment| claim(assignment, known)) {

@@ -19,21 +19,12 @@ const GRACE: Duration = Duration::from_secs(3);
 /// The steps of an `up` under way take seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The link would be removed and the secrets stay.
-pub(super) fn linked(state: &Path) -> RegionError {
-    let to = std::fs::read_link(state).unwrap_or_default();
-    RegionError::Invalid(format!("{} is a link to {}: name the folder itself with --state", state.display(), to.display()))
-}
-
 /// Takes away the region whose state is in `state`, also one that a crash left half-made. Absent state is success.
 ///
 /// # Errors
 /// `Foreign` when the folder is none of a region's, `Invalid` when it is a link or another region's than the one named: nothing was touched. `File` when a process
 /// cannot be ended or a file not removed.
 pub async fn down(state: &Path, options: &DownOptions, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), RegionError> {
-    if state.is_symlink() {
-        return Err(linked(state));
-    }
     if !state.exists() {
         return Ok(());
     }

@@ -21,8 +21,12 @@ pub(super) struct Lock {
 /// Makes the folder if there is none, and locks it; waits while another works on it. None: that one was not done within `patience`.
 ///
 /// # Errors
-/// `File`: the folder cannot be made or opened.
+/// `Invalid`: it is a link, which would be taken away while the secrets stay. `File`: the folder cannot be made or opened.
 pub(super) async fn take(state: &Path, patience: Duration, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<Option<Lock>, RegionError> {
+    if state.is_symlink() {
+        let to = std::fs::read_link(state).unwrap_or_default();
+        return Err(RegionError::Invalid(format!("{} is a link to {}: name the folder itself with --state", state.display(), to.display())));
+    }
     let fail = |source| RegionError::File { path: state.to_path_buf(), doing: "locking the state folder", source };
     let (began, mut told) = (Instant::now(), false);
     loop {

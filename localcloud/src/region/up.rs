@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::aws::{self, Aws};
-use super::down::{Step, linked, strays};
+use super::down::{Step, strays};
 use super::options::network_of;
 use super::record::MARK;
 use super::services::{self, CONTROL_API, KEEPER, LAMBDA, Ready, S3, Service};
@@ -27,9 +27,6 @@ pub(super) async fn up(options: &UpOptions, progress: &mut (dyn FnMut(Progress) 
     checks::machine(options)?;
     checks::spec(options).await?;
     let state = options.state.clone();
-    if state.is_symlink() {
-        return Err(linked(&state));
-    }
     if !Record::is_ours(&state) {
         return Err(RegionError::Foreign(state));
     }

@@ -264,12 +264,8 @@ impl Coordinators {
         let begun = Instant::now();
         while begun.elapsed() < patience {
             let mut votes: BTreeMap<(u64, u64), usize> = BTreeMap::new();
-            for member in 0..self.members.len() {
-                if let Ok(Ok((term, leader))) = timeout(Duration::from_millis(700), self.identify(member)).await
-                    && leader != 0
-                {
-                    *votes.entry((term, leader)).or_default() += 1;
-                }
+            for vote in self.votes().await.into_iter().flatten().filter(|(_, leader)| *leader != 0) {
+                *votes.entry(vote).or_default() += 1;
             }
             if let Some((_, leader)) = votes.iter().find(|(_, count)| **count > self.members.len() / 2).map(|(vote, _)| *vote) {
                 return Ok(usize::try_from(leader)? - 1);
@@ -287,10 +283,7 @@ impl Coordinators {
         let begun = Instant::now();
         let mut said = Vec::new();
         while begun.elapsed() < patience {
-            said.clear();
-            for member in 0..self.members.len() {
-                said.push(timeout(Duration::from_millis(700), self.identify(member)).await.ok().and_then(Result::ok));
-            }
+            said = self.votes().await;
             if let Some(Some((_, leader))) = said.first()
                 && *leader != 0
                 && said.iter().all(|one| *one == said[0])
@@ -300,6 +293,15 @@ impl Coordinators {
             sleep(Duration::from_millis(50)).await;
         }
         bail!("the coordinators do not agree after {} s: (term, leader) by each: {said:?}", patience.as_secs())
+    }
+
+    /// Term and leader by each member's word; none of one that does not answer, or not as a member of this cluster.
+    async fn votes(&self) -> Vec<Option<(u64, u64)>> {
+        let mut votes = Vec::new();
+        for member in 0..self.members.len() {
+            votes.push(timeout(Duration::from_millis(700), self.identify(member)).await.ok().and_then(Result::ok));
+        }
+        votes
     }
 
     async fn identify(&self, member: usize) -> anyhow::Result<(u64, u64)> {

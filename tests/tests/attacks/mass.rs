@@ -7,6 +7,7 @@ use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use vp_proto::v1::agent_message::Body;
 use vp_proto::v1::agents_client::AgentsClient;
@@ -16,7 +17,7 @@ use vp_proto::v1::peers_client::PeersClient;
 use vp_proto::v1::{AgentMessage, DrainRequest, EnrollRequest, Envelope, Hello, IdentifyRequest, StatusRequest};
 use vp_proto::{COORDINATOR_PORT, ENROLMENT_PORT};
 use vp_tests::cell::{self, dial};
-use vp_trust::DialError;
+use vp_trust::{DialError, Way};
 
 use super::load::{Attack, under};
 use super::wire::{PREFACE, frame, raw_to};
@@ -34,6 +35,20 @@ async fn connect(from: IpAddr, to: SocketAddr) -> Option<TcpStream> {
         tokio::task::yield_now().await;
     }
     connected.ok()?.ok()
+}
+
+/// A channel, as soon as there is one; others have their turn meanwhile.
+async fn dialled(way: &Way) -> Channel {
+    loop {
+        match dial(way).await {
+            Ok(channel) => return channel,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+fn denied<T>(answer: Result<T, Status>) -> bool {
+    answer.is_err_and(|status| status.code() == Code::PermissionDenied)
 }
 
 /// An attacker's address; there are as many as one likes.
@@ -175,12 +190,9 @@ fn enrolments_with_forged_documents_as_fast_as_they_go() {
             async move {
                 let way = cell().enrolment_way(leader, attacker(number)).unwrap();
                 loop {
-                    let Ok(channel) = dial(&way).await else {
-                        tokio::task::yield_now().await;
-                        continue;
-                    };
+                    let channel = dialled(&way).await;
                     let mut client = EnrolmentClient::new(channel);
-                    while client.enroll(claim.clone()).await.is_err_and(|status| status.code() == Code::PermissionDenied) {
+                    while denied(client.enroll(claim.clone()).await) {
                         refused.one_more();
                     }
                 }
@@ -199,14 +211,11 @@ fn streams_of_the_largest_messages() {
                 let own = cell().authority.coordinator(2).unwrap();
                 let way = cell().way(leader, cell().elsewhere(100 + number), Some(&own)).unwrap();
                 loop {
-                    let Ok(channel) = dial(&way).await else {
-                        tokio::task::yield_now().await;
-                        continue;
-                    };
+                    let channel = dialled(&way).await;
                     let envelope = Envelope { cluster: "prod".into(), from: 2, to: 1, message: vec![0; 3 << 20] };
                     let mut client = PeersClient::new(channel).max_encoding_message_size(8 << 20);
                     let answer = client.send(tokio_stream::iter(std::iter::repeat_n(envelope, 64))).await;
-                    if answer.is_err_and(|status| status.code() == Code::PermissionDenied) {
+                    if denied(answer) {
                         refused.one_more();
                     }
                 }
@@ -214,10 +223,6 @@ fn streams_of_the_largest_messages() {
         });
         futures::future::join_all(streams).await;
     });
-}
-
-fn denied<T>(answer: Result<T, Status>) -> bool {
-    answer.is_err_and(|status| status.code() == Code::PermissionDenied)
 }
 
 #[test]
@@ -231,10 +236,7 @@ fn calls_that_a_true_agent_may_not_make() {
                 let another = Hello { instance_id: "i-another".into(), ..machine.hello() };
                 let hello = AgentMessage { body: Some(Body::Hello(another)) };
                 loop {
-                    let Ok(channel) = dial(&way).await else {
-                        tokio::task::yield_now().await;
-                        continue;
-                    };
+                    let channel = dialled(&way).await;
                     let mut agents = AgentsClient::new(channel.clone());
                     let (mut operators, mut peers) = (OperatorsClient::new(channel.clone()), PeersClient::new(channel));
                     loop {
@@ -272,10 +274,7 @@ fn lies_of_a_true_peer_about_its_term() {
                 let lie = Message { from, to, term: u64::MAX, msg_type: MessageType::MsgRequestVote as i32, ..Default::default() };
                 let envelope = Envelope { cluster: cell().cluster_id().unwrap(), from, to, message: lie.encode_to_vec() };
                 loop {
-                    let Ok(channel) = dial(&way).await else {
-                        tokio::task::yield_now().await;
-                        continue;
-                    };
+                    let channel = dialled(&way).await;
                     let mut client = PeersClient::new(channel);
                     while denied(client.send(tokio_stream::iter([envelope.clone()])).await) {
                         refused.one_more();

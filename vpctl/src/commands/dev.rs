@@ -72,7 +72,7 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, format
     let mut code = 0;
     if let Some(timeout) = wait.filter(|_| options.coordinators) {
         let cluster = Cluster::new(region.record().coordinators.clone(), &certificate(&region.operator(Rank::Admin))?)?;
-        code = until_healthy(&region, &cluster, screen, timeout).await?;
+        code = until_healthy(&region, &cluster, &steps, timeout).await?;
     }
     let named = flags.words();
     let vpctl = if named.is_empty() { "vpctl".to_owned() } else { format!("vpctl {named}") };
@@ -94,7 +94,8 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, format
 ///
 /// # Errors
 /// The region was taken down meanwhile.
-async fn until_healthy(region: &Region, cluster: &Cluster, screen: &Screen, timeout: Duration) -> Result<u8, Failure> {
+async fn until_healthy(region: &Region, cluster: &Cluster, steps: &Steps<'_>, timeout: Duration) -> Result<u8, Failure> {
+    let screen = steps.screen;
     let started = Instant::now();
     let bars = screen.bars();
     let bar = spinner(&bars, "cluster");
@@ -107,7 +108,7 @@ async fn until_healthy(region: &Region, cluster: &Cluster, screen: &Screen, time
         let took = span(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
         if healthy {
             bar.finish_and_clear();
-            screen.note(&format!("  {:<20} {:>9}", "cluster healthy", took));
+            steps.line(&format!("  {:<20} {took:>9}", "cluster healthy"));
             return Ok(0);
         }
         if is_gone(region) {
@@ -183,10 +184,13 @@ impl<'a> Steps<'a> {
                 self.end();
                 let took = span(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
                 let note = if changed { String::new() } else { self.screen.paint(Tone::Dim, "  as it was") };
-                let line = format!("  {step:<20} {took:>9}{note}");
-                if self.for_people { self.screen.line(&line) } else { self.screen.note(&line) }
+                self.line(&format!("  {step:<20} {took:>9}{note}"));
             }
         }
+    }
+
+    fn line(&self, text: &str) {
+        if self.for_people { self.screen.line(text) } else { self.screen.note(text) }
     }
 
     fn end(&mut self) {
