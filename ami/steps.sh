@@ -35,14 +35,24 @@ fingerprint() {
 # say NAME TEXT: one line, with the time since the start.
 say() { printf 'setup: %4d s  %-10s %s\n' $((SECONDS - started)) "$1" "$2"; }
 
+# beat NAME LOG: every half minute what the step wrote last, so that a long one is seen to go on.
+beat() {
+    while sleep 30; do say "$1" "... $(tail -n 1 "$2" | sed 's/^ *//' | cut -c 1-80)"; done
+}
+
 # always NAME COMMAND: runs the command and reports.
 always() {
-    local name=$1 command=$2 began=$SECONDS log=$cache/logs/setup-$1.log
+    local name=$1 command=$2 began=$SECONDS log=$cache/logs/setup-$1.log beating
     say "$name" "..."
+    : >"$log"
+    beat "$name" "$log" &
+    beating=$!
     # A subshell with its own errexit: inside a condition the outer one would be ignored.
     set +e
     (set -e; eval "$command") >"$log" 2>&1 </dev/null
     local status=$?
+    kill $(descendants $beating) $beating 2>/dev/null || true
+    wait $beating 2>/dev/null || true
     set -e
     if [ $status -ne 0 ]; then
         say "$name" "FAILED after $((SECONDS - began)) s; the end of $log:"

@@ -12,14 +12,13 @@ use crate::catalogue::{Catalogue, Fencing, Role};
 use crate::clock::Instant;
 use crate::durable::{FileError, make_folder, remove_folder, replace_volatile};
 use crate::generations::{Generations, GenerationsError};
-use crate::observations::{Claim, Facts, claim, observation};
+use crate::observations::{Claim, Facts, claim, observation, steady_after};
 use crate::probes::{Probe, ProbeError, Watch};
 use crate::reconcile::{Action, Observed, Process, Step, Waiting};
 use crate::render::{Context, RenderError, Renderer, SlotContext};
 use crate::settings::Settings;
 use crate::shared::{Report, Shared};
 use crate::slot::Slot;
-use crate::supervisor::process::STEADY;
 use crate::supervisor::{Supervisor, SupervisorError, Unit};
 use crate::translate::Wanted;
 
@@ -132,9 +131,7 @@ impl<S: Supervisor> Executor<S> {
             if exit.lease_over {
                 local.failure = "killed at the end of its lease".into();
             } else {
-                // One that ends each time before it had to be ready has never been steady, however long that took.
-                let steady = STEADY.max(start_timeout(&self.catalogue, &exit.slot));
-                let before = local.crashed.filter(|_| exit.ran < steady).map_or(0, |(_, crashes)| crashes);
+                let before = local.crashed.filter(|_| exit.ran < steady_after(start_timeout(&self.catalogue, &exit.slot))).map_or(0, |(_, crashes)| crashes);
                 local.crashed = Some((exit.at, before.saturating_add(1)));
             }
             if let Some(seen) = observed.get_mut(&exit.slot) {
@@ -255,6 +252,7 @@ impl<S: Supervisor> Executor<S> {
                 waiting: local.waiting.as_ref(),
                 failure: &local.failure,
                 restarts: local.starts.saturating_sub(1),
+                ends: local.crashed.map_or(0, |(_, ends)| ends),
                 start_timeout: start_timeout(&self.catalogue, slot),
             };
             let said = observation(&facts, now);

@@ -14,6 +14,14 @@ use crate::supervisor::Status;
 /// One bad answer in a row is noise of a busy machine; the second is news.
 const FAILURES_THAT_COUNT: u32 = 2;
 
+/// A run shorter than this is never steady.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// After how long a process is steady, so that its end counts as the first again: one that ends each time before it had to be ready never was.
+pub fn steady_after(start_timeout: Duration) -> Duration {
+    STEADY.max(start_timeout)
+}
+
 /// Everything known of one slot.
 pub struct Facts<'a> {
     /// Which.
@@ -32,6 +40,8 @@ pub struct Facts<'a> {
     pub failure: &'a str,
     /// Starts after the first.
     pub restarts: u32,
+    /// Ends by itself, none of which came after a steady run.
+    pub ends: u32,
     /// Until then a failing probe means "starting".
     pub start_timeout: Duration,
 }
@@ -98,8 +108,13 @@ pub fn observation(facts: &Facts<'_>, now: Instant) -> SlotObservation {
         message,
         pid: facts.status.pid,
         restarts: facts.restarts,
+        ends_in_a_row: if runs_steadily(facts, now) { 0 } else { facts.ends },
         facts: health.facts.into_iter().collect(),
     }
+}
+
+fn runs_steadily(facts: &Facts<'_>, now: Instant) -> bool {
+    matches!(facts.status.process, Process::Running { .. }) && now.since(facts.status.started) >= steady_after(facts.start_timeout)
 }
 
 fn running(facts: &Facts<'_>, now: Instant) -> Phase {
@@ -117,13 +132,27 @@ fn running(facts: &Facts<'_>, now: Instant) -> Phase {
 mod tests {
     use super::*;
 
-    fn phase(process: Process, health: Option<Health>, waiting: Option<Waiting>, ran_s: u64) -> Phase {
+    /// Of a slot that has ended seven times in a row, whose role may take a minute to start.
+    fn seen(process: Process, health: Option<Health>, waiting: Option<Waiting>, ran_s: u64) -> SlotObservation {
         let slot = Slot::new("kafka", 1).unwrap();
         let now = Instant(1_000_000_000_000);
-        let status = Status { process, pid: 1, started: Instant(now.0 - ran_s * 1_000_000_000) };
-        let start_timeout = Duration::from_secs(60);
-        let facts = Facts { slot: &slot, generation: 3, released: false, status, health, waiting: waiting.as_ref(), failure: "", restarts: 0, start_timeout };
-        observation(&facts, now).phase()
+        let facts = Facts {
+            slot: &slot,
+            generation: 3,
+            released: false,
+            status: Status { process, pid: 1, started: Instant(now.0 - ran_s * 1_000_000_000) },
+            health,
+            waiting: waiting.as_ref(),
+            failure: "",
+            restarts: 7,
+            ends: 7,
+            start_timeout: Duration::from_secs(60),
+        };
+        observation(&facts, now)
+    }
+
+    fn phase(process: Process, health: Option<Health>, waiting: Option<Waiting>, ran_s: u64) -> Phase {
+        seen(process, health, waiting, ran_s).phase()
     }
 
     const RUNNING: Process = Process::Running { generation: 3 };
@@ -144,6 +173,19 @@ mod tests {
     fn one_bad_answer_is_noise_and_two_are_unhealthy() {
         assert_eq!(phase(RUNNING, health(true, 1), None, 5), Phase::Healthy);
         assert_eq!(phase(RUNNING, health(true, 2), None, 5), Phase::Unhealthy);
+    }
+
+    #[test]
+    fn who_ends_before_its_role_had_to_be_ready_was_never_steady() {
+        assert_eq!(steady_after(Duration::from_secs(90)), Duration::from_secs(90));
+        assert_eq!(steady_after(Duration::from_secs(1)), STEADY, "and nobody is within half a minute");
+    }
+
+    #[test]
+    fn ends_in_a_row_are_told_until_a_process_runs_steadily() {
+        let ends = |process, ran_s| seen(process, None, None, ran_s).ends_in_a_row;
+        assert_eq!((ends(RUNNING, 59), ends(RUNNING, 60)), (7, 0));
+        assert_eq!(ends(Process::None, 61), 7, "what does not run is not steady");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use vp_cluster::{
     ClusterState, Command, Observations, SlotId,
+    alarms::{self, Alarm},
     liveness::{self, Brake},
     mutant, planner,
     report::Gate,
@@ -37,8 +38,8 @@ const LOOKS: usize = 6;
 pub struct Findings {
     pub brake: Brake,
     pub gates: Vec<Gate>,
-    /// What somebody has to look at: a role with fewer healthy members than its minimum, or [`CLOUD`]; each with a sentence.
-    pub alarms: Vec<(String, String)>,
+    /// What somebody has to look at: `vp_cluster::alarms`, and [`CLOUD`].
+    pub alarms: Vec<Alarm>,
 }
 
 /// Who an alarm is about when EC2 does not answer.
@@ -154,25 +155,23 @@ impl Control {
         let found = Findings { brake: round.brake.clone(), gates: round.gates.clone(), alarms: self.alarms(state, obs) };
         let was = self.findings.send_replace(found.clone());
         self.note_brake(&was.brake, &found.brake).await;
-        let names = |alarms: &[(String, String)]| alarms.iter().map(|(about, _)| about.clone()).collect::<Vec<_>>();
-        let (before, now) = (names(&was.alarms), names(&found.alarms));
-        for (about, sentence) in found.alarms.iter().filter(|(about, _)| !before.contains(about)) {
-            self.leader.note("alarm raised", about, sentence.clone()).await;
+        let among = |alarm: &Alarm, others: &[Alarm]| others.iter().any(|other| other.about == alarm.about);
+        for alarm in found.alarms.iter().filter(|alarm| !among(alarm, &was.alarms)) {
+            self.leader.note("alarm raised", &alarm.about, alarm.sentence.clone()).await;
         }
-        for about in before.iter().filter(|about| !now.contains(about)) {
-            let over = if about == CLOUD { "it answers again" } else { "enough are healthy again" };
-            self.leader.note("alarm over", about, over.to_owned()).await;
+        for alarm in was.alarms.iter().filter(|alarm| !among(alarm, &found.alarms)) {
+            self.leader.note("alarm over", &alarm.about, alarm.over.to_owned()).await;
         }
     }
 
     /// A leader that is new has not heard everybody: what it misses in its first lease is no alarm.
-    fn alarms(&self, state: &ClusterState, obs: &Observations) -> Vec<(String, String)> {
+    fn alarms(&self, state: &ClusterState, obs: &Observations) -> Vec<Alarm> {
         if obs.now_ms.saturating_sub(obs.leading_since_ms) < self.leader.settings.user_data.lease_ms {
             return Vec::new();
         }
-        let roles = round::alarms(state, obs).into_iter().map(|(role, sentence)| (role.0, sentence));
-        let cloud = self.leader.world.cloud_alarm(self.leader.registry.now_ms()).map(|sentence| (CLOUD.to_owned(), sentence));
-        roles.chain(cloud).collect()
+        let cloud = self.leader.world.cloud_alarm(self.leader.registry.now_ms());
+        let cloud = cloud.map(|sentence| Alarm { about: CLOUD.to_owned(), sentence, over: "it answers again" });
+        alarms::raised(state, obs).into_iter().chain(cloud).collect()
     }
 
     /// The bootstrap spec goes into the log once.

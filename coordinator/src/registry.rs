@@ -229,7 +229,12 @@ impl Registry {
             for (slot, report) in &entry.slots {
                 let generation = Generation(report.generation);
                 if state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(node) && live.generation == generation) {
-                    let seen = SlotSeen { generation, phase: phase(report.phase()), facts: report.facts.clone().into_iter().collect() };
+                    let seen = SlotSeen {
+                        generation,
+                        phase: phase(report.phase()),
+                        ends_in_a_row: report.ends_in_a_row,
+                        facts: report.facts.clone().into_iter().collect(),
+                    };
                     obs.slots.insert(slot.clone(), seen);
                 }
             }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
 use vp_tests::{
     Region, example,
     processes::Process,
@@ -48,6 +49,7 @@ fn orders_are_carried_out_whole_while_clients_write() {
     let mut writers = Writers::start(&region).unwrap();
     let mut scenarios = Scenarios::new();
     scenarios.run("a role added by its folder alone runs and serves", || added_role_serves(&region));
+    scenarios.run("a role that ends again and again is an alarm", || unsteady_role_is_told_of(&region));
     scenarios.run("a node is emptied and stays in service for others to judge", || node_is_emptied(&region));
     scenarios.run("an ensemble grows to five voters and shrinks to three", || ensemble_grows_and_shrinks(&region));
     scenarios.run("a broker is added, and taken away only when its partitions are elsewhere", || broker_comes_and_goes(&region));
@@ -85,6 +87,27 @@ fn added_role_serves(region: &Region) -> anyhow::Result<()> {
     connection.read_to_string(&mut page)?;
     ensure!(page.contains("status-page-1") && page.contains("zookeeper-3: "), "{page}");
     Ok(())
+}
+
+/// Killed each time it runs again: the fifth end is an alarm, of which an event and `status` tell.
+fn unsteady_role_is_told_of(region: &Region) -> anyhow::Result<()> {
+    let (name, since) = ("status-page-1", region.revision()?);
+    let slot = region.slot(name)?;
+    let holder = slot.instance.context("somebody holds it")?;
+    let sentence = format!("{name} has ended 5 times in a row on {holder}");
+    for _ in 0..5 {
+        let first = wait_until("it runs", seconds(30), || Ok(region.slot_processes(&holder, name).into_iter().min_by_key(|one| one.start)))?;
+        first.signal(Signal::SIGKILL)?;
+        wait_until("its process is gone", seconds(10), || Ok((!first.alive()).then_some(())))?;
+    }
+    wait_until("an alarm tells of it", seconds(10), || {
+        let alarms = region.status()?["alarms"].to_string();
+        ensure!(alarms.contains(&sentence), "{alarms}");
+        Ok(Some(()))
+    })?;
+    let told = region.told(since, "alarm raised", name)?;
+    ensure!(told.len() == 1 && told[0].starts_with(&sentence), "the events say {told:?}");
+    region.wait_healthy(seconds(60)).map(drop)
 }
 
 /// The slot left its holder because the holder's agent said so: `explain` and an event name its word.

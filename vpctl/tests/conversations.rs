@@ -241,7 +241,7 @@ async fn other_calls_follow_the_hint_to_the_leader_past_a_dead_coordinator() {
     let explain = vpctl(&all, &["explain", "kafka-2"]).await;
     assert!(text(&explain.stdout).contains("It waits for its volume."), "{}", text(&explain.stderr));
     let drain = vpctl(&all, &["drain", "i-0a"]).await;
-    assert_eq!(text(&drain.stdout), "i-0ab is drained as of revision 12\n");
+    assert_eq!(text(&drain.stdout), "i-0ab is being drained as of revision 12\n");
     let back = vpctl(&all, &["-o", "json", "drain", "i-0a", "--undo"]).await;
     let answer: serde_json::Value = serde_json::from_slice(&back.stdout).expect("an answer for programs");
     assert_eq!(answer, serde_json::json!({"order": "drain", "subject": "i-0ab", "revision": 12, "note": null}));

@@ -9,7 +9,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use fail::fail_point;
 use nix::libc;
@@ -286,6 +285,3 @@ impl Supervisor for Processes {
         }
     }
 }
-
-/// Ran this long, and longer than its role may take to start: the next crash counts as the first again.
-pub const STEADY: Duration = Duration::from_secs(30);

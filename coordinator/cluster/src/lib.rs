@@ -32,6 +32,7 @@
 //!
 //! Equal logs give equal states: all maps are ordered, time comes in as an argument.
 
+pub mod alarms;
 pub mod apply;
 mod brake;
 pub mod command;

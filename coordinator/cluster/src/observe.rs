@@ -42,6 +42,8 @@ pub enum Phase {
 pub struct SlotSeen {
     pub generation: Generation,
     pub phase: Phase,
+    /// How often its process has ended by itself since it was last steady.
+    pub ends_in_a_row: u32,
     /// What the probe captured, e.g. `mode` = `leader`.
     pub facts: BTreeMap<String, String>,
 }

@@ -2,9 +2,8 @@
 //! have made, so the leader proposes what this says and asks again until it says nothing.
 
 use crate::{
-    apply::lease_is_proof,
     command::{Command, Plan},
-    ensemble, gates, health,
+    ensemble, gates,
     ids::{RoleName, SlotId},
     kafka,
     liveness::{self, Brake},
@@ -68,15 +67,4 @@ pub fn facts(state: &ClusterState, obs: &Observations) -> Vec<Command> {
     facts.extend(ensemble::removed(state, obs));
     facts.extend(kafka::removed(state, obs));
     facts
-}
-
-/// What somebody has to look at, each a sentence: quorum roles with fewer healthy members than their minimum. Live voters are never dropped for it.
-pub fn alarms(state: &ClusterState, obs: &Observations) -> Vec<(RoleName, String)> {
-    let below = state.spec.roles.iter().filter_map(|(name, role)| {
-        let service = health::service(state, obs, name)?;
-        let founded = state.slots_of(name).any(|(_, slot)| slot.used);
-        let short = !lease_is_proof(role) && founded && service.healthy < role.min as usize;
-        short.then(|| (name.clone(), format!("{} of {name} are healthy, at least {} are to be", service.healthy, role.min)))
-    });
-    below.collect()
 }

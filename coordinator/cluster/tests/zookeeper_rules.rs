@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use situation::{Situation, node_in, slot, spec};
 use vp_cluster::{
-    Action, Command, RoleName,
+    Action, Command, RoleName, alarms,
     ensemble::{self, Join},
     health::serving,
     observe::{Phase, VolumeSeen},
@@ -297,10 +297,11 @@ fn rule_9_five_become_three_in_one_reconfig_and_only_while_the_three_are_well() 
 fn rule_9_below_the_minimum_is_an_alarm_and_no_live_voter_is_dropped() {
     let mut s = Situation::well();
     s.state.spec.roles.get_mut(&zookeeper()).expect("role").min = 3;
-    assert_eq!(round::alarms(&s.state, &s.obs), []);
+    assert_eq!(alarms::raised(&s.state, &s.obs), []);
     s.phase("zookeeper-1", Phase::Unhealthy);
-    let alarms = round::alarms(&s.state, &s.obs);
-    assert_eq!(alarms, [(zookeeper(), "2 of zookeeper are healthy, at least 3 are to be".to_owned())]);
+    let alarms = alarms::raised(&s.state, &s.obs);
+    let told: Vec<_> = alarms.iter().map(|alarm| (&*alarm.about, &*alarm.sentence)).collect();
+    assert_eq!(told, [("zookeeper", "2 of zookeeper are healthy, at least 3 are to be")]);
     assert_eq!((ensemble::next(&s.state, &s.obs, &zookeeper()), s.plan()), (None, vec![]));
 }
 

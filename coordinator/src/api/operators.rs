@@ -60,7 +60,7 @@ impl Operators for OperatorsApi {
         let reachable = coordinators.iter().filter(|coordinator| coordinator.reachable).count();
         let counted = Coordinators { wanted: coordinators.len(), reachable };
         let (mut health, mut reasons) = health::judge(&state, &obs, counted, &findings.brake);
-        if findings.alarms.iter().any(|(about, _)| about == CLOUD) {
+        if findings.alarms.iter().any(|alarm| alarm.about == CLOUD) {
             health = if health == Health::Healthy { Health::Degraded } else { health };
             reasons.push("EC2 does not answer".to_owned());
         }
@@ -310,7 +310,7 @@ fn services(state: &ClusterState, obs: &Observations) -> Vec<v1::ServiceStatus> 
 fn alarms(findings: &Findings) -> Vec<String> {
     let brake = orders::brake_sentence(&findings.brake);
     let closed = brake.map(|reason| format!("brake closed: {reason}; silence moves nothing there until {BRAKE_OPENS}"));
-    closed.into_iter().chain(findings.alarms.iter().map(|(_, sentence)| sentence.clone())).collect()
+    closed.into_iter().chain(findings.alarms.iter().map(|alarm| alarm.sentence.clone())).collect()
 }
 
 fn sentences(state: &ClusterState, id: &SlotId, slot: &Slot, view: &v1::SlotStatus, gates: &[v1::Gate]) -> Vec<String> {

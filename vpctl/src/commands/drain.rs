@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub async fn drain(cluster: &Cluster, screen: &Screen, format: Format, words: DrainArguments) -> Result<u8, Failure> {
     let DrainArguments { node, undo, wait, timeout } = words;
     let instance = node_named(&cluster.status().await?, &node)?;
-    let done = format!("{instance} {}", if undo { "takes slots again as of" } else { "is drained as of" });
+    let done = format!("{instance} {}", if undo { "takes slots again as of" } else { "is being drained as of" });
     tell(screen, format, "drain", &instance, &done, cluster.drain(&instance, undo).await?)?;
     if !wait {
         return Ok(0);

@@ -14,12 +14,12 @@ use vp_agent::{
     catalogue::Fencing,
     clock::{self, Instant},
     generations::Memory,
-    observations::{Claim, Facts, claim, observation},
+    observations::{Claim, Facts, claim, observation, steady_after},
     probes::Health,
     reconcile::{self, Action, Assignment, Observed, Waiting, reconcile},
     shared::{Report, Shared},
     slot::Slot,
-    supervisor::{Status, process::STEADY},
+    supervisor::Status,
     translate::{Wanted, wanted},
 };
 use vp_cloud::ec2::{Instance, InstanceState};
@@ -38,6 +38,8 @@ use crate::{
 /// Longest time between two looks, and the one while something is under way (as `agent::control`).
 const IDLE: Time = SECOND;
 const RESTLESS: Time = 100 * MS;
+/// As most shipped roles have it.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An instance.
 pub struct Host {
@@ -270,7 +272,7 @@ impl World {
         for exit in self.exits_of(host.number) {
             let local = agent.locals.entry(exit.slot.clone()).or_default();
             if !exit.lease_over {
-                let before = local.crashed.filter(|_| exit.ran < STEADY).map_or(0, |(_, crashes)| crashes);
+                let before = local.crashed.filter(|_| exit.ran < steady_after(START_TIMEOUT)).map_or(0, |(_, crashes)| crashes);
                 local.crashed = Some((host.instant(exit.at), before.saturating_add(1)));
             }
         }
@@ -366,7 +368,8 @@ impl World {
                 waiting: local.waiting.as_ref(),
                 failure: "",
                 restarts: local.starts.saturating_sub(1),
-                start_timeout: Duration::from_secs(60),
+                ends: local.crashed.map_or(0, |(_, ends)| ends),
+                start_timeout: START_TIMEOUT,
             };
             let said = observation(&facts, now);
             match claimed {
