@@ -228,6 +228,22 @@ fn broker_processes(region: &Region) -> anyhow::Result<BTreeMap<String, Process>
     Ok(first.collect())
 }
 
+/// Among five nodes a member always lives where another one did: a broker that knew only the old addresses could live on. So its names are looked at.
+fn brokers_know_the_members(region: &Region) -> anyhow::Result<()> {
+    wait_until("every broker's node knows each member's address", seconds(20), || {
+        let nodes = region.nodes()?;
+        let address = |holder: &str| nodes.iter().find(|node| node.id == holder).and_then(|node| node.address.clone()).context("it has an address");
+        for broker in of_role(region, "kafka")? {
+            let names = std::fs::read_to_string(region.disk(&broker.instance.context("it has a holder")?).join("root/agent/hosts"))?;
+            for member in of_role(region, "zookeeper")? {
+                let line = format!("{} {}", address(&member.instance.context("it has a holder")?)?, member.name);
+                ensure!(names.lines().any(|named| named == line), "{} is not told {line:?}: {names}", broker.name);
+            }
+        }
+        Ok(Some(()))
+    })
+}
+
 /// Brokers know ZooKeeper by its slots' names alone: those that have run since before the first move must find all three members where none was. (A leading Spark
 /// master ends by itself when its connection breaks, and the other one takes over: of the masters one must lead in the end.)
 fn members_move(region: &Region) -> anyhow::Result<()> {
@@ -247,6 +263,7 @@ fn members_move(region: &Region) -> anyhow::Result<()> {
     }
     println!("   three moves after {:.1} s", since.elapsed().as_secs_f32());
     wait_brokers(region, &["1", "2", "3"])?;
+    brokers_know_the_members(region)?;
     let after = broker_processes(region)?;
     ensure!(after == before, "a broker was started again: {before:?}, then {after:?}");
     wait_until("one of two masters leads", seconds(60), || {

@@ -165,10 +165,19 @@ fn posted(region: &Region, bucket: &str, key: &str, etag: &str) -> anyhow::Resul
     Ok(())
 }
 
+fn lambda_log(region: &Region) -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string(region.state().join("logs/lambda.log"))?)
+}
+
+/// The ids of the events that were accepted for an object.
+fn accepted<'a>(log: &'a str, key: &str) -> Vec<&'a str> {
+    log.lines().filter(|line| line.contains("event accepted") && line.contains(key)).filter_map(|line| field(line, "id=")).collect()
+}
+
 /// Events of an object that the Lambda service has seen succeed.
 fn delivered(region: &Region, key: &str) -> anyhow::Result<usize> {
-    let log = std::fs::read_to_string(region.state().join("logs/lambda.log"))?;
-    let ids: Vec<&str> = log.lines().filter(|line| line.contains("event accepted") && line.contains(key)).filter_map(|line| field(line, "id=")).collect();
+    let log = lambda_log(region)?;
+    let ids = accepted(&log, key);
     Ok(log.lines().filter(|line| line.contains("event delivered") && ids.iter().any(|id| field(line, "id=") == Some(id))).count())
 }
 
@@ -216,12 +225,16 @@ fn a_killed_function_is_invoked_again(region: &Region, clip: &Path) -> anyhow::R
         process.signal(Signal::SIGKILL)?;
     }
     wait_until("the try is counted as failed", SHORT, || {
-        let log = std::fs::read_to_string(region.state().join("logs/lambda.log"))?;
+        let log = lambda_log(region)?;
         Ok(log.lines().any(|line| line.contains("invocation failed") && line.contains("Runtime.ExitError")).then_some(()))
     })?;
     let done = region.wait_job(&job.id, LONG)?;
     anyhow::ensure!(done.outputs.len() == 2, "{:?}", done.outputs);
     anyhow::ensure!(delivered(region, &job.key)? == 1, "delivered {} times", delivered(region, &job.key)?);
+    // The sweep, which takes up what was given up, would have brought another event.
+    let log = lambda_log(region)?;
+    let events = accepted(&log, &job.key);
+    anyhow::ensure!(events.len() == 1, "the event itself was not tried again: {events:?} were accepted");
     let others = region.block_on(region.store().list(&region.bucket("results"), "results/"))?;
     anyhow::ensure!(others.iter().filter(|found| found.key.contains(&job.id)).count() == 3, "not two outputs and a manifest");
     Ok(job.id)
