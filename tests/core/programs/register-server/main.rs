@@ -25,8 +25,9 @@ use crate::{
     service::{Content, RegistersApi},
 };
 
-/// All clients of a test call from one address.
-const DOOR: Bounds = Bounds { handshakes_per_address: 256, connections_per_address: 1024, ..MEMBERS };
+/// All clients of a test call from one address. Services here tell the door of no call, so it closes nobody for having made none.
+const DOOR: Bounds =
+    Bounds { handshakes_per_address: 256, connections_per_address: 1024, first_request: Duration::from_secs(24 * 3600), idle: None, ..MEMBERS };
 
 /// One member.
 #[derive(Parser)]
