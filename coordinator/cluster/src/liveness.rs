@@ -68,7 +68,7 @@ fn last_word_ms(obs: &Observations, node: &NodeId) -> u64 {
 /// What the observations prove. Judging twice without a change in between yields the same verdicts; `apply` takes each once.
 pub fn judge(state: &ClusterState, obs: &Observations) -> Judgement {
     let mut found = Judgement { verdicts: Vec::new(), brake: Brake::Open, gates: Vec::new() };
-    let Silence { census, vouched, proved, heard_again } = silence(state, obs);
+    let Silence { census, vouched, proved, heard_again } = silence(state, obs, Unheard::Well);
     found.verdicts.extend(proved.into_iter().map(|node| Command::NodeFenced { node: node.clone() }));
     found.verdicts.extend(heard_again.into_iter().map(|node| Command::NodeHeardAgain { node: node.clone() }));
     let (braked, brake) = census.brake(obs);
@@ -77,7 +77,7 @@ pub fn judge(state: &ClusterState, obs: &Observations) -> Judgement {
     let candidates = vouched.into_iter().map(|node| (None, node)).chain(census.silent().map(|(zone, node)| (Some(zone), node)));
     for (zone, id) in candidates {
         let node = &state.nodes[id];
-        if node.lifecycle == Lifecycle::Lost || word(obs, id, node) != Word::Silent {
+        if node.lifecycle == Lifecycle::Lost || word(obs, id, node, Unheard::Well) != Word::Silent {
             continue;
         }
         let closed = match zone {
@@ -101,7 +101,7 @@ pub const BRAKE_OPENS: &str = "they return, EC2 says terminated, or 'vpctl brake
 /// Lost nodes whose instances are to be terminated now; none where the brake is closed, not even those that were lost before it closed.
 /// Nor does a leader that is new, or was not running, before it has looked for a whole window: until then it takes the silent for well, and its brake is open.
 pub fn to_terminate<'a>(state: &'a ClusterState, obs: &Observations) -> Vec<&'a NodeId> {
-    let (braked, _) = silence(state, obs).census.brake(obs);
+    let (braked, _) = silence(state, obs, Unheard::Well).census.brake(obs);
     let looked_ms = obs.now_ms.saturating_sub(obs.leading_since_ms.max(obs.trusted_since_ms));
     let knows = looked_ms > lost_after_ms(obs.lease_ms) || mutant!("terminates-unlooked");
     let dying = |id: &NodeId| obs.nodes.get(id).is_some_and(|seen| matches!(seen.instance, Instance::ShuttingDown | Instance::Terminated));
@@ -112,7 +112,7 @@ pub fn to_terminate<'a>(state: &'a ClusterState, obs: &Observations) -> Vec<&'a 
 
 /// Nodes that are silent now and not yet proved gone: what a release of the brake would name.
 pub fn silent_now(state: &ClusterState, obs: &Observations) -> BTreeMap<NodeId, Session> {
-    let silence = silence(state, obs);
+    let silence = silence(state, obs, Unheard::Well);
     let named = silence.vouched.into_iter().chain(silence.census.silent().map(|(_, node)| node));
     named.map(|id| (id.clone(), state.nodes[id].session)).collect()
 }
@@ -126,9 +126,10 @@ pub fn remember_lost(state: &ClusterState, given_up_ms: &mut BTreeMap<NodeId, u6
     given_up_ms.retain(|id, at| now_ms.saturating_sub(*at) < CAP_WINDOW_MS || lost(id));
 }
 
-/// Remembers where so many are silent or suspected now that the brake closes by this look alone.
+/// Remembers where so many are silent or suspected now that the brake closes by this look alone. Those that a new leader has not heard count as well: they are
+/// no alarm yet, but when they return at the end of its window, one after another, the last is not given up for being the only one left.
 pub fn remember_brake(state: &ClusterState, obs: &Observations, memory: &mut BrakeMemory) {
-    silence(state, obs).census.remember(obs, memory);
+    silence(state, obs, Unheard::Suspected).census.remember(obs, memory);
 }
 
 /// Only what EC2 says is terminated is.
@@ -156,17 +157,25 @@ enum Word {
     Silent,
 }
 
-fn word(obs: &Observations, id: &NodeId, node: &Node) -> Word {
+/// What nodes count as that a new leader has not heard yet, before its window is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unheard {
+    /// They all have the same window: a change of leaders is no suspicion.
+    Well,
+    /// As any other that is silent for so long.
+    Suspected,
+}
+
+fn word(obs: &Observations, id: &NodeId, node: &Node, unheard: Unheard) -> Word {
     let silent_ms = silent_ms(obs, id);
     if node.lifecycle == Lifecycle::Lost || silent_ms > lost_after_ms(obs.lease_ms) {
         return Word::Silent;
     }
-    // A new leader has no suspicion of those it waits for: they all have the same window.
-    let heard = obs.nodes.get(id).is_some_and(|seen| seen.heard_ms.is_some());
-    if heard && silent_ms > suspected_after_ms(obs.lease_ms) { Word::Suspected } else { Word::Well }
+    let counts = unheard == Unheard::Suspected || obs.nodes.get(id).is_some_and(|seen| seen.heard_ms.is_some());
+    if counts && silent_ms > suspected_after_ms(obs.lease_ms) { Word::Suspected } else { Word::Well }
 }
 
-fn silence<'a>(state: &'a ClusterState, obs: &Observations) -> Silence<'a> {
+fn silence<'a>(state: &'a ClusterState, obs: &Observations, unheard: Unheard) -> Silence<'a> {
     let mut found = Silence { census: Census::default(), vouched: Vec::new(), proved: Vec::new(), heard_again: Vec::new() };
     for (id, node) in state.nodes.iter().filter(|(_, node)| node.lifecycle != Lifecycle::Fenced) {
         let seen = obs.nodes.get(id);
@@ -174,7 +183,7 @@ fn silence<'a>(state: &'a ClusterState, obs: &Observations) -> Silence<'a> {
             found.proved.push(id);
             continue;
         }
-        let word = word(obs, id, node);
+        let word = word(obs, id, node, unheard);
         if is_vouched(state, id, node) {
             if word != Word::Well {
                 found.vouched.push(id);

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use situation::{Situation, node_in, spec, zone};
 use vp_cluster::{
     Command, NodeId, Observations,
-    liveness::{self, Brake, CAP_WINDOW_MS, judge, lost_after_ms, silent_now, to_terminate},
-    observe::{CoordinatorSeen, Instance},
+    liveness::{self, Brake, CAP_WINDOW_MS, judge, lost_after_ms, remember_brake, silent_now, suspected_after_ms, to_terminate},
+    observe::{BrakeMemory, CoordinatorSeen, Instance},
     round,
     self_watch::{SelfWatch, pause_limit_ms},
 };
@@ -88,6 +88,27 @@ fn a_new_leader_suspects_nobody_it_has_not_heard_and_judges_all_of_them_at_once(
     assert!(!closed(&s), "no alarm at every change of leaders");
     s.obs.now_ms += 1;
     assert_eq!((given_up(&s).len(), closed(&s)), (0, true));
+}
+
+#[test]
+fn of_those_a_new_leader_has_not_heard_the_last_to_return_is_not_given_up_for_being_alone() {
+    let mut s = Situation::of(spec(), "abcab");
+    s.obs.nodes.clear();
+    s.obs.leading_since_ms = s.obs.now_ms - suspected_after_ms(4000);
+    let mut kept = BrakeMemory::default();
+    remember_brake(&s.state, &s.obs, &mut kept);
+    assert_eq!(kept, BrakeMemory::default(), "they may still be dialling");
+    s.obs.leading_since_ms = s.obs.now_ms - lost_after_ms(4000);
+    remember_brake(&s.state, &s.obs, &mut kept);
+    assert_eq!(kept.everywhere_ms, Some(s.obs.now_ms));
+    s.obs.braked = kept;
+    let others_are_heard = |s: &mut Situation| (1..=4).for_each(|index| s.hear(&format!("i-{index}"), s.obs.now_ms));
+    s.obs.now_ms += 1;
+    others_are_heard(&mut s);
+    assert_eq!((given_up(&s).len(), closed(&s)), (0, true));
+    s.obs.now_ms += lost_after_ms(4000);
+    others_are_heard(&mut s);
+    assert_eq!((given_up(&s), closed(&s)), (vec!["i-5".to_owned()], false), "it had as long again");
 }
 
 #[test]
