@@ -29,9 +29,8 @@ pub fn raised(state: &ClusterState, obs: &Observations) -> Vec<Alarm> {
         })
     });
     let unsteady = state.slots.iter().filter_map(|(id, slot)| {
-        let (holder, seen) = (slot.holder.as_ref()?, obs.slots.get(id)?);
-        let counts = seen.generation == slot.generation && seen.ends_in_a_row >= ENDS_THAT_COUNT;
-        counts.then(|| Alarm {
+        let (holder, seen) = (slot.holder.as_ref()?, obs.slot(id, slot.generation)?);
+        (seen.ends_in_a_row >= ENDS_THAT_COUNT).then(|| Alarm {
             about: id.to_string(),
             sentence: format!(
                 "{id} has ended {} times in a row on {holder}, each time before it was steady; `vpctl explain {id}` says how",

@@ -153,13 +153,16 @@ pub struct Observations {
 }
 
 impl Observations {
-    /// The phase of a slot at the generation asked for; reports of other generations count for nothing.
+    /// What is told of a slot at the generation asked for; reports of other generations count for nothing.
+    pub fn slot(&self, slot: &SlotId, generation: Generation) -> Option<&SlotSeen> {
+        self.slots.get(slot).filter(|seen| seen.generation == generation)
+    }
+
     pub fn phase(&self, slot: &SlotId, generation: Generation) -> Phase {
-        self.slots.get(slot).filter(|seen| seen.generation == generation).map_or(Phase::Unknown, |seen| seen.phase)
+        self.slot(slot, generation).map_or(Phase::Unknown, |seen| seen.phase)
     }
 
     pub fn fact(&self, slot: &SlotId, generation: Generation, name: &str) -> Option<&str> {
-        let seen = self.slots.get(slot).filter(|seen| seen.generation == generation)?;
-        seen.facts.get(name).map(String::as_str)
+        self.slot(slot, generation)?.facts.get(name).map(String::as_str)
     }
 }
