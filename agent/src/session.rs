@@ -161,10 +161,11 @@ impl Session {
         fail_point!("session::connect");
         let lease = self.settings.lease;
         let patience = (lease / 2).max(Duration::from_millis(500));
-        // Both together shorter than half a lease: a partition is noticed in time to go elsewhere.
-        let keep_alive = lease / 5;
+        // Half a lease together: a partition is noticed in time to go elsewhere. Longer than the quarter after which a heartbeat is answered: where all is well,
+        // no ping is sent beside it.
+        let (quiet, sign_of_life) = (lease * 3 / 10, lease / 5);
         let endpoint =
-            Endpoint::from_static("http://coordinator").http2_keep_alive_interval(keep_alive).keep_alive_timeout(keep_alive).keep_alive_while_idle(true);
+            Endpoint::from_static("http://coordinator").http2_keep_alive_interval(quiet).keep_alive_timeout(sign_of_life).keep_alive_while_idle(true);
         let within = (lease / 4).max(SHORTEST_REACH);
         let way = Way { to: target, from: Some(self.settings.node.address), tls: held.tls.clone(), within };
         let channel = vp_trust::dial(endpoint, &way).await?;

@@ -5,6 +5,7 @@ use std::error::Error;
 
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
+use crate::causes::causes;
 #[cfg(feature = "autoscaling")]
 use aws_sdk_autoscaling::error::SdkError;
 #[cfg(all(feature = "ec2", not(feature = "autoscaling")))]
@@ -64,8 +65,8 @@ where
             let reason = meta.message().unwrap_or("no message").to_owned();
             classify(operation, code, reason)
         }
-        SdkError::ConstructionFailure(_) => CloudError::Invalid { operation, code: "Construction".to_owned(), reason: chain(&error) },
-        other => CloudError::Unreachable { operation, reason: chain(&other) },
+        SdkError::ConstructionFailure(_) => CloudError::Invalid { operation, code: "Construction".to_owned(), reason: causes(&error) },
+        other => CloudError::Unreachable { operation, reason: causes(&other) },
     }
 }
 
@@ -103,17 +104,6 @@ fn classify(operation: &'static str, code: String, reason: String) -> CloudError
     } else {
         CloudError::Invalid { operation, code, reason }
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

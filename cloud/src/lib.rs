@@ -5,6 +5,8 @@
 
 #[cfg(feature = "autoscaling")]
 pub mod autoscaling;
+#[cfg(any(feature = "autoscaling", feature = "ec2", feature = "s3"))]
+mod causes;
 #[cfg(feature = "ec2")]
 pub mod ec2;
 #[cfg(any(feature = "autoscaling", feature = "ec2"))]

@@ -8,14 +8,14 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use aws_sdk_s3::{
     Client,
     config::{RequestChecksumCalculation, ResponseChecksumValidation},
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     primitives::{ByteStream, Length},
     types::{CompletedMultipartUpload, CompletedPart},
 };
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
-use crate::Session;
+use crate::{Session, causes::causes};
 
 /// Part size of a multipart upload, bytes (S3 allows 10,000 parts of at least 5 MiB).
 const PART_BYTES: u64 = 8 << 20;
@@ -133,13 +133,18 @@ where
     let place = format!("{bucket}/{key}");
     let status = error.raw_status();
     let code = error.as_service_error().and_then(|inner| inner.code().map(str::to_owned)).unwrap_or_default();
+    // The service's own words, or the causes one after another; not the SDK's structures.
+    let reason = match error.as_service_error().and_then(|inner| inner.message()) {
+        Some(message) => format!("{code}: {message}"),
+        None => causes(&error),
+    };
     match (status, code.as_str()) {
         (_, "NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NotFound") | (Some(404), _) => StoreError::NotFound { place },
         // 409 ConditionalRequestConflict: a concurrent conditional write is under way; one of them wins.
         (Some(412), _) | (_, "PreconditionFailed" | "ConditionalRequestConflict") => StoreError::PreconditionFailed { place },
-        (Some(401 | 403), _) => StoreError::Denied { place, reason: DisplayErrorContext(error).to_string() },
-        (None | Some(429 | 500..), _) => StoreError::Unreachable { place, reason: DisplayErrorContext(error).to_string() },
-        _ => StoreError::Refused { place, reason: DisplayErrorContext(error).to_string() },
+        (Some(401 | 403), _) => StoreError::Denied { place, reason },
+        (None | Some(429 | 500..), _) => StoreError::Unreachable { place, reason },
+        _ => StoreError::Refused { place, reason },
     }
 }
 

@@ -26,9 +26,9 @@ use crate::{leader::Leader, region::Region};
 
 /// Time between two rounds; most of them only see that nothing is due.
 pub const ROUND: Duration = Duration::from_millis(250);
-/// While something is under way: DescribeInstances no more than once a second, ms.
+/// While something is under way, what it is about is looked at no more than once a second, ms.
 const BUSY_MS: u64 = 1000;
-/// When all is quiet, ms.
+/// Everything, ms: of ten thousand instances the answer is ten megabytes.
 const QUIET_MS: u64 = 10_000;
 /// A node silent for this long is looked up in EC2 (not yet judged), ms.
 const SUSPECT_MS: u64 = 1500;
@@ -46,6 +46,7 @@ pub struct Memory {
     asked: BTreeMap<NodeId, u64>,
     published: Option<String>,
     looked_ms: Option<u64>,
+    looked_at_all_ms: Option<u64>,
 }
 
 impl CloudWatch {
@@ -69,12 +70,16 @@ impl CloudWatch {
 
     async fn round(&self, memory: &mut Memory) {
         let state = self.leader.state();
-        let busy = self.busy(&state);
+        let doubtful = self.doubtful(&state);
         let now_ms = self.leader.registry.now_ms();
-        let due = memory.looked_ms.is_none_or(|looked| now_ms.saturating_sub(looked) >= if busy { BUSY_MS } else { QUIET_MS });
-        if due {
+        let since = |looked: Option<u64>| looked.map_or(u64::MAX, |looked| now_ms.saturating_sub(looked));
+        let all = since(memory.looked_at_all_ms) >= QUIET_MS;
+        if all || (since(memory.looked_ms) >= BUSY_MS && (!doubtful.is_empty() || self.volumes_pending(&state))) {
             memory.looked_ms = Some(now_ms);
-            self.look_at_instances(&state).await;
+            if all {
+                memory.looked_at_all_ms = Some(now_ms);
+            }
+            self.look_at_instances(&state, if all { state.nodes.keys().cloned().collect() } else { doubtful }).await;
             self.terminate_lost(&state, memory).await;
             self.look_at_volumes(&state).await;
             self.move_volumes(&state).await;
@@ -82,11 +87,15 @@ impl CloudWatch {
         self.publish_brokers(&state, memory).await;
     }
 
-    fn busy(&self, state: &ClusterState) -> bool {
-        let suspects = !self.leader.registry.suspects(SUSPECT_MS).is_empty();
-        let unheard = state.nodes.keys().any(|node| !self.leader.registry.view(node).heard);
-        let unsettled = state.nodes.values().any(|node| matches!(node.lifecycle, Lifecycle::Lost | Lifecycle::Fenced));
-        suspects || unheard || unsettled || self.volumes_pending(state)
+    /// Nodes about which EC2's word may matter now: silent, not heard yet, given up, or never looked up.
+    fn doubtful(&self, state: &ClusterState) -> BTreeSet<NodeId> {
+        let mut doubtful: BTreeSet<NodeId> = self.leader.registry.suspects(SUSPECT_MS).into_iter().filter(|node| state.nodes.contains_key(node)).collect();
+        doubtful.extend(self.leader.registry.unheard(state.nodes.keys()));
+        let given_up = state.nodes.iter().filter(|(_, node)| matches!(node.lifecycle, Lifecycle::Lost | Lifecycle::Fenced));
+        doubtful.extend(given_up.map(|(id, _)| id.clone()));
+        let seen = self.leader.world.lock();
+        doubtful.extend(state.nodes.keys().filter(|node| !seen.instances.contains_key(node) && !seen.unlisted.contains(node)).cloned());
+        doubtful
     }
 
     fn volumes_pending(&self, state: &ClusterState) -> bool {
@@ -99,18 +108,19 @@ impl CloudWatch {
         })
     }
 
-    async fn look_at_instances(&self, state: &ClusterState) {
-        let ids: Vec<String> = state.nodes.keys().map(|node| node.0.clone()).collect();
-        if ids.is_empty() {
+    async fn look_at_instances(&self, state: &ClusterState, nodes: BTreeSet<NodeId>) {
+        if nodes.is_empty() {
             return;
         }
+        let ids: Vec<String> = nodes.iter().map(|node| node.0.clone()).collect();
         match self.region.describe_instances(&ids).await {
             Ok(found) => {
                 let mut changed = false;
                 let mut seen = self.leader.world.lock();
                 seen.cloud_failing = None;
                 let listed: BTreeSet<&str> = found.iter().map(|instance| instance.id.as_str()).collect();
-                seen.unlisted = state.nodes.keys().filter(|node| !listed.contains(node.0.as_str())).cloned().collect();
+                seen.unlisted.retain(|node| !nodes.contains(node) && state.nodes.contains_key(node));
+                seen.unlisted.extend(nodes.iter().filter(|node| !listed.contains(node.0.as_str())).cloned());
                 for instance in found {
                     let now = translate(instance.state);
                     changed |= seen.instances.insert(NodeId(instance.id), now) != Some(now);

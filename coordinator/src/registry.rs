@@ -246,6 +246,12 @@ impl Registry {
         self.lock().entries.get(node)?.slots.get(slot).cloned()
     }
 
+    /// Those that have not been heard in this term.
+    pub fn unheard<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>) -> Vec<NodeId> {
+        let inner = self.lock();
+        nodes.filter(|node| inner.entries.get(node).is_none_or(|entry| entry.heard_ms.is_none())).cloned().collect()
+    }
+
     pub fn view(&self, node: &NodeId) -> NodeView {
         let now = self.now_ms();
         let inner = self.lock();

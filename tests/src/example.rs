@@ -31,7 +31,7 @@ pub fn page() -> anyhow::Result<(String, String)> {
     block("yaml").zip(block("jinja")).context("the walk-through has no two blocks")
 }
 
-/// Makes `folder` with a link to every role in `shipped` and with the new role in it.
+/// Makes `folder` with a link to every role in `shipped` and with the new role in it; one of its name that somebody has added there gives way.
 ///
 /// # Errors
 /// It cannot be written, or see [`page`].
@@ -39,6 +39,9 @@ pub fn roles(folder: &Path, shipped: &Path) -> anyhow::Result<()> {
     fs::create_dir(folder)?;
     for entry in fs::read_dir(shipped)? {
         let entry = entry?;
+        if entry.file_name() == ROLE {
+            continue;
+        }
         symlink(fs::canonicalize(entry.path())?, folder.join(entry.file_name()))?;
     }
     let (role, template) = page()?;

@@ -69,20 +69,31 @@ impl Place {
         if !self.region_is_named()
             && let Some(folder) = variable("VP_CERTIFICATE")
         {
-            return certificate(folder.as_ref()).map_err(|error| match (variable("VP_STATE"), &self.region) {
-                (Some(state), Err(RegionError::Absent(_))) => {
-                    Failure::Nowhere { reason: format!("the region in {state} was taken down, and this shell still has its exports (VP_STATE and others)") }
-                }
-                _ => error,
-            });
+            return certificate(folder.as_ref()).map_err(|error| self.outlived().unwrap_or(error));
         }
         let none = |_| Failure::NoCertificate { reason: "none is named, and there is no local region".to_owned() };
-        certificate(&self.region.as_ref().map_err(none)?.operator(Rank::Admin))
+        let region = self.region.as_ref().map_err(none)?;
+        let folder = region.operator(Rank::Admin);
+        if !folder.exists() {
+            let what = format!("the region in {} is not up yet: its certificates are still to be made", region.state().display());
+            return Err(Failure::NotNow { what, next: "`vpctl dev up` goes on from where it stopped".to_owned() });
+        }
+        certificate(&folder)
+    }
+
+    /// The shell has the exports of a region that is no more.
+    fn outlived(&self) -> Option<Failure> {
+        let state = variable("VP_STATE")?;
+        let reason = format!("the region in {state} was taken down, and this shell still has its exports (VP_STATE and others)");
+        matches!(self.region, Err(RegionError::Absent(_))).then_some(Failure::Nowhere { reason })
     }
 
     async fn session(&self) -> Result<Session, Failure> {
         let names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "VP_UPLOADS_BUCKET", "VP_RESULTS_BUCKET"];
         if !self.region_is_named() && names.iter().any(|name| variable(name).is_some()) {
+            if let Some(outlived) = self.outlived() {
+                return Err(outlived);
+            }
             if let Ok(region) = &self.region
                 && variable("VP_STATE").is_some()
             {

@@ -129,7 +129,8 @@ pub fn remember_lost(state: &ClusterState, given_up_ms: &mut BTreeMap<NodeId, u6
 /// Remembers where so many are silent or suspected now that the brake closes by this look alone. Those that a new leader has not heard count as well: they are
 /// no alarm yet, but when they return at the end of its window, one after another, the last is not given up for being the only one left.
 pub fn remember_brake(state: &ClusterState, obs: &Observations, memory: &mut BrakeMemory) {
-    silence(state, obs, Unheard::Suspected).census.remember(obs, memory);
+    let unheard = if mutant!("brake-forgets-the-unheard") { Unheard::Well } else { Unheard::Suspected };
+    silence(state, obs, unheard).census.remember(obs, memory);
 }
 
 /// Only what EC2 says is terminated is.

@@ -3,9 +3,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use futures::{FutureExt, future::Shared};
 use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -44,7 +45,7 @@ pub enum ProposeError {
 }
 
 /// Why a read could not be confirmed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
     /// Ask the leader.
     #[error("not the leader (which is member {hint:?})")]
@@ -114,7 +115,7 @@ pub(super) enum Request {
     Propose(Vec<u8>, oneshot::Sender<Result<Applied, ProposeError>>),
     Change(ConfChangeV2, oneshot::Sender<Result<Applied, ProposeError>>),
     Group(oneshot::Sender<Group>),
-    Read(oneshot::Sender<Result<u64, ReadError>>),
+    Read(oneshot::Sender<Confirmed>),
     Step(Message),
     Unreachable(u64),
     Gone(u64),
@@ -130,7 +131,36 @@ pub struct RaftHandle {
     pub(super) status: watch::Receiver<Status>,
     pub(super) events: broadcast::Sender<LeadershipEvent>,
     pub(super) reports: Reports,
+    pub(super) next_round: NextRound,
     pub(super) heard: Arc<Heard>,
+}
+
+type Confirmed = Result<u64, ReadError>;
+
+/// The round of reads that has not begun: whoever asks meanwhile shares it, so that the thread is woken once for all of them.
+#[derive(Clone, Default)]
+pub(super) struct NextRound(Arc<Mutex<Option<Shared<oneshot::Receiver<Confirmed>>>>>);
+
+impl NextRound {
+    fn lock(&self) -> MutexGuard<'_, Option<Shared<oneshot::Receiver<Confirmed>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins it; the first one asks for it (`ask`).
+    fn join(&self, ask: impl FnOnce(oneshot::Sender<Confirmed>) -> Result<(), ReadError>) -> Result<Shared<oneshot::Receiver<Confirmed>>, ReadError> {
+        let mut next = self.lock();
+        if let Some(round) = next.as_ref() {
+            return Ok(round.clone());
+        }
+        let (reply, answer) = oneshot::channel();
+        ask(reply)?;
+        Ok(next.insert(answer.shared()).clone())
+    }
+
+    /// It begins, or is refused: from here on nobody joins it, since what it confirms may be older than what they want to read. Before its answer is known.
+    pub(super) fn close(&self) {
+        self.lock().take();
+    }
 }
 
 /// When this member last had all that a leader had committed, so that a state can say how old it may be.
@@ -180,13 +210,13 @@ impl RaftHandle {
 
     /// An index such that everything acknowledged before this call is at or below it; resolves once it is applied here.
     pub async fn read_index(&self) -> Result<u64, ReadError> {
-        let (reply, answer) = oneshot::channel();
-        match self.requests.try_send(Request::Read(reply)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(ReadError::Dropped),
-            Err(TrySendError::Disconnected(_)) => return Err(ReadError::Shutdown),
-        }
-        answer.await.unwrap_or(Err(ReadError::Shutdown))
+        let round = self.next_round.join(|reply| {
+            self.requests.try_send(Request::Read(reply)).map_err(|error| match error {
+                TrySendError::Full(_) => ReadError::Dropped,
+                TrySendError::Disconnected(_) => ReadError::Shutdown,
+            })
+        })?;
+        round.await.unwrap_or(Err(ReadError::Shutdown))
     }
 
     /// The status now.

@@ -11,7 +11,7 @@ use fail::fail_point;
 use raft::{SnapshotStatus, StateRole};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::handle::{Applied, Heard, LeadershipEvent, ProposeError, RaftHandle, ReadError, Reports, Request, Role, Status};
+use super::handle::{Applied, Heard, LeadershipEvent, NextRound, ProposeError, RaftHandle, ReadError, Reports, Request, Role, Status};
 use super::node::{Machine, Node, NodeError, Outbox, Progress};
 use crate::{storage::Store, turns};
 
@@ -60,7 +60,8 @@ pub struct Task<S: Store, M, O> {
     reports: Reports,
     /// index → (term, caller)
     proposals: BTreeMap<u64, (u64, oneshot::Sender<Result<Applied, ProposeError>>)>,
-    /// Reads that no round has begun for.
+    /// Who joined the round that has not begun; the handle has the rest of it.
+    next_round: NextRound,
     waiting: Reads,
     rounds: BTreeMap<u64, Reads>,
     /// The last round is too young for another; never, where the task is turned by hand.
@@ -81,7 +82,8 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
         let (events, _) = broadcast::channel(64);
         let reports = Reports::default();
         let heard = Arc::new(Heard { since: Instant::now(), last_ms: AtomicU64::new(0), committed: AtomicU64::new(0) });
-        let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone(), heard };
+        let next_round = NextRound::default();
+        let handle = RaftHandle { requests, status: watched, events: events.clone(), reports: reports.clone(), next_round: next_round.clone(), heard };
         let task = Self {
             node,
             outbox,
@@ -90,6 +92,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             events,
             reports,
             proposals: BTreeMap::new(),
+            next_round,
             waiting: Vec::new(),
             rounds: BTreeMap::new(),
             rounds_held: false,
@@ -189,6 +192,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             Request::Read(reply) if self.node.leads() => self.waiting.push(reply),
             Request::Read(reply) => {
                 let hint = self.hint();
+                self.next_round.close();
                 let _ = reply.send(Err(ReadError::NotLeader { hint }));
             }
             Request::Step(message) => {
@@ -245,10 +249,17 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
         if begins {
             fail_point!("task::read_round");
             self.round += 1;
+            let reads = self.close_round();
             self.node.raw().read_index(self.round.to_le_bytes().to_vec());
-            self.rounds.insert(self.round, std::mem::take(&mut self.waiting));
+            self.rounds.insert(self.round, reads);
         }
         begins
+    }
+
+    /// Those who wait for the round that has not begun; whoever asks from here on waits for the one after it.
+    fn close_round(&mut self) -> Reads {
+        self.next_round.close();
+        std::mem::take(&mut self.waiting)
     }
 
     /// Whether a round would begin if it is time.
@@ -297,7 +308,8 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             let hint = self.hint();
             let rounds = std::mem::take(&mut self.rounds).into_values().flatten();
             let confirmed = std::mem::take(&mut self.confirmed).into_iter().flat_map(|c| c.1);
-            for read in rounds.chain(confirmed).chain(std::mem::take(&mut self.waiting)) {
+            let waiting = self.close_round();
+            for read in rounds.chain(confirmed).chain(waiting) {
                 let _ = read.send(Err(ReadError::NotLeader { hint }));
             }
         }

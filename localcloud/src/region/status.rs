@@ -22,9 +22,9 @@ pub struct RegionStatus {
 }
 
 impl RegionStatus {
-    /// Every service lives.
+    /// Every service was started and lives.
     pub fn healthy(&self) -> bool {
-        self.services.iter().all(|service| service.alive)
+        !self.services.is_empty() && self.services.iter().all(|service| service.alive)
     }
 }
 

@@ -63,6 +63,7 @@ pub const ALL: &[Mutant] = &[
     mutant("vp-cluster", "brake-off", "the brake never closes"),
     mutant("vp-cluster", "brake-counts-late", "the brake counts a node only once it is given up: the first of many go one by one"),
     mutant("vp-cluster", "brake-opens-at-once", "the brake opens with the first return and gives up the others"),
+    mutant("vp-cluster", "brake-forgets-the-unheard", "a new leader's brake does not remember those it has not heard yet"),
     mutant("vp-cluster", "terminates-unlooked", "a new leader terminates the lost before it knows how many are silent"),
     mutant("vp-cluster", "brake-stops-no-termination", "the closed brake lets terminations through"),
     // Plans.

@@ -14,7 +14,7 @@ use vp_trust::Rank;
 use super::dev_logs;
 use crate::arguments::{DevCommand, Format, PlaceArguments, quoted};
 use crate::cluster::Cluster;
-use crate::failure::{EXIT_DEGRADED, Failure};
+use crate::failure::{EXIT_DEGRADED, EXIT_INTERRUPTED, Failure};
 use crate::place::{certificate, region_name, state_folder};
 use crate::terminal::{Screen, Tone, spinner};
 use crate::view;
@@ -23,6 +23,8 @@ use crate::view::units::span;
 
 /// How often the cluster is looked at while it comes up.
 const LOOK: Duration = Duration::from_millis(500);
+/// Slots that are waited for, by name; of the rest the number is told.
+const NAMED: usize = 4;
 
 /// Runs one of the `dev` commands.
 pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, command: DevCommand) -> Result<u8, Failure> {
@@ -37,13 +39,17 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
             if let Some(path) = &spec {
                 options.spec_yaml = Some(tokio::fs::read_to_string(path).await.map_err(Failure::file(path))?);
             }
-            let ended = up(&options, flags, screen, format, (!no_wait).then(|| Duration::from_secs(timeout))).await;
+            let work = up(&options, flags, screen, format, (!no_wait).then(|| Duration::from_secs(timeout)));
+            let ended = unless_interrupted(work, flags, screen, "what was started stays: `{vpctl} dev up` goes on, `{vpctl} dev down` takes it away").await;
             ended.map_err(|failure| match &spec {
                 Some(path) => failure.in_file(path),
                 None => failure,
             })
         }
-        DevCommand::Down { keep } => down(state, DownOptions { keep, name: flags.region_name.clone() }, screen).await,
+        DevCommand::Down { keep } => {
+            let work = down(state, DownOptions { keep, name: flags.region_name.clone() }, screen);
+            unless_interrupted(work, flags, screen, "what is left is taken away by `{vpctl} dev down`").await
+        }
         DevCommand::Status => {
             let status = Region::open(&state)?.status().await?;
             let well = status.healthy() && status.instances.iter().all(|i| i.alive || i.state != "running");
@@ -62,10 +68,27 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
     }
 }
 
+/// Ends with what Ctrl-C leaves and what to do about it (`left`; `{vpctl}` in it becomes the command with the words that name the region).
+async fn unless_interrupted(work: impl Future<Output = Result<u8, Failure>>, flags: &PlaceArguments, screen: &Screen, left: &str) -> Result<u8, Failure> {
+    tokio::select! {
+        ended = work => ended,
+        _ = tokio::signal::ctrl_c() => {
+            screen.note(&format!("interrupted; {}", left.replace("{vpctl}", &vpctl(flags))));
+            Ok(EXIT_INTERRUPTED)
+        }
+    }
+}
+
+/// The command with the words that name this region.
+fn vpctl(flags: &PlaceArguments) -> String {
+    let named = flags.words();
+    if named.is_empty() { "vpctl".to_owned() } else { format!("vpctl {named}") }
+}
+
 async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, format: Format, wait: Option<Duration>) -> Result<u8, Failure> {
     let started = Instant::now();
     let for_people = matches!(format, Format::Table | Format::Wide);
-    let mut steps = Steps::new(screen, for_people);
+    let mut steps = Steps::new(screen, for_people, "as it was");
     let region = Region::up(options, &mut |progress| steps.tell(progress)).await;
     steps.end();
     let region = region?;
@@ -74,8 +97,7 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, format
         let cluster = Cluster::new(region.record().coordinators.clone(), &certificate(&region.operator(Rank::Admin))?)?;
         code = until_healthy(&region, &cluster, &steps, timeout).await?;
     }
-    let named = flags.words();
-    let vpctl = if named.is_empty() { "vpctl".to_owned() } else { format!("vpctl {named}") };
+    let vpctl = vpctl(flags);
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let took = span(took_ms);
     if !for_people {
@@ -141,8 +163,13 @@ fn is_gone(region: &Region) -> bool {
 fn missing(status: &ClusterStatus) -> String {
     let healthy = status.slots.iter().filter(|s| s.phase() == Phase::Healthy).count();
     let ready = status.nodes.iter().filter(|n| n.lifecycle == "ready").count();
-    let unwell: Vec<String> = status.slots.iter().filter(|s| s.phase() != Phase::Healthy).filter_map(|s| Some(s.slot.as_ref()?.to_string())).take(4).collect();
-    let unwell = if unwell.is_empty() { String::new() } else { format!("; waiting for {}", unwell.join(" ")) };
+    let unwell: Vec<String> = status.slots.iter().filter(|s| s.phase() != Phase::Healthy).filter_map(|s| Some(s.slot.as_ref()?.to_string())).collect();
+    let named = unwell[..unwell.len().min(NAMED)].join(" ");
+    let unwell = match unwell.len().saturating_sub(NAMED) {
+        _ if unwell.is_empty() => String::new(),
+        0 => format!("; waiting for {named}"),
+        more => format!("; waiting for {named} and {more} more"),
+    };
     let leader = if status.leader_id == 0 { "no leader yet, " } else { "" };
     format!("{leader}{ready} nodes, {healthy} of {} slots healthy{unwell}", status.slots.len())
 }
@@ -152,7 +179,7 @@ async fn down(state: PathBuf, options: DownOptions, screen: &Screen) -> Result<u
         screen.line(&format!("no region in {}: nothing to take away", state.display()));
         return Ok(0);
     }
-    let mut steps = Steps::new(screen, true);
+    let mut steps = Steps::new(screen, true, "nothing was left of it");
     let ended = region::down(&state, &options, &mut |progress| steps.tell(progress)).await;
     steps.end();
     ended?;
@@ -165,13 +192,15 @@ struct Steps<'a> {
     screen: &'a Screen,
     /// Standard output is for them; otherwise it is left to the data.
     for_people: bool,
+    /// What is told of a step that had nothing to do.
+    unchanged: &'static str,
     bars: MultiProgress,
     current: Option<ProgressBar>,
 }
 
 impl<'a> Steps<'a> {
-    fn new(screen: &'a Screen, for_people: bool) -> Self {
-        Self { screen, for_people, bars: screen.bars(), current: None }
+    fn new(screen: &'a Screen, for_people: bool, unchanged: &'static str) -> Self {
+        Self { screen, for_people, unchanged, bars: screen.bars(), current: None }
     }
 
     fn tell(&mut self, progress: Progress) {
@@ -183,7 +212,7 @@ impl<'a> Steps<'a> {
             Progress::Done { step, took, changed } => {
                 self.end();
                 let took = span(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-                let note = if changed { String::new() } else { self.screen.paint(Tone::Dim, "  as it was") };
+                let note = if changed { String::new() } else { self.screen.paint(Tone::Dim, &format!("  {}", self.unchanged)) };
                 self.line(&format!("  {step:<20} {took:>9}{note}"));
             }
         }
@@ -224,6 +253,9 @@ fn status_text(status: &RegionStatus, screen: &Screen) -> String {
         ]);
     }
     let head = screen.paint(Tone::Bold, &status.name);
+    if status.services.is_empty() {
+        return format!("{head}  {}\n\n  nothing of it runs yet: `vpctl dev up` was interrupted, and goes on when it is called again\n", status.network);
+    }
     format!("{head}  {}\n\n{}\n{}", status.network, services.render(screen), instances.render(screen))
 }
 

@@ -11,6 +11,9 @@ use vp_proto::v1::{ClusterStatus, CoordinatorStatus, Event, NodeStatus, Phase, P
 
 use crate::view::model::health_code;
 
+/// What the event says of a node that EC2's word fenced (`vp-cluster`, `apply/nodes.rs`): it was terminated before that.
+const FENCED_BY_EC2: &str = "EC2 says terminated";
+
 /// What is killed, and what it held.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -152,7 +155,11 @@ impl Healing {
             "node lost" if ours => _ = self.detected_ms.get_or_insert(at_ms),
             "node fenced" if ours => {
                 self.detected_ms.get_or_insert(at_ms);
-                self.fenced_ms.get_or_insert(at_ms);
+                let fenced_ms = *self.fenced_ms.get_or_insert(at_ms);
+                // The coordinators look at EC2 more often than a drill does.
+                if event.detail == FENCED_BY_EC2 {
+                    self.terminated_ms = Some(self.terminated_ms.map_or(fenced_ms, |at| at.min(fenced_ms)));
+                }
             }
             "slot vacated" => {
                 if let Some(slot) = self.slots.get_mut(&event.subject) {

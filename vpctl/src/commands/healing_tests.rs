@@ -124,6 +124,9 @@ fn events_name_the_proof_and_detect_before_the_next_look() {
     healing.saw_event(1_300, &event("slot vacated", "kafka-1", "terminated"));
     let report = healing.report();
     assert_eq!((report.detected_ms, report.fenced_ms), (Some(1_200), Some(1_200)));
+    assert_eq!(report.terminated_ms, Some(1_200), "EC2's word was there before the proof that it is");
+    healing.saw_terminated(1_900);
+    assert_eq!(healing.report().terminated_ms, Some(1_200), "the drill's own look came later");
     assert_eq!(report.slots[0].proof.as_deref(), Some("terminated"));
 }
 

@@ -60,6 +60,8 @@ pub async fn read(pipeline: &Pipeline, job: &JobId) -> Result<Job, Failure> {
     let (plan, result, cancel) =
         tokio::try_join!(fetch::<Plan>(pipeline, &plan_key), fetch::<JobResult>(pipeline, &result_key), fetch::<serde::de::IgnoredAny>(pipeline, &cancel_key))?;
     view.cancel_requested = cancel.is_some();
+    // Of a job that is done all segments are: publish takes them away one by one while it closes the job.
+    let done = result.as_ref().is_some_and(|result| result.state == State::Done);
     if let Some(result) = result {
         // The stream has decided, publish has not closed it yet.
         view.state = if result.state.is_final() { "closing" } else { "processing" }.to_owned();
@@ -71,7 +73,7 @@ pub async fn read(pipeline: &Pipeline, job: &JobId) -> Result<Job, Failure> {
     if let Some(plan) = plan {
         let listed = pipeline.store.list(&pipeline.results, &keys::segment_outputs(job)).await?;
         let progress = Progress::of(&plan, listed.iter().map(|l| l.key.as_str()));
-        view.segments_done = u64::from(progress.done);
+        view.segments_done = u64::from(if done { progress.total } else { progress.done });
         view.segments_total = Some(u64::from(progress.total));
     }
     Ok(view)
@@ -142,7 +144,8 @@ pub async fn newest(pipeline: &Pipeline, limit: usize) -> Result<Vec<JobId>, Fai
         }
     }
     let mut jobs: Vec<(u64, JobId)> = first_seen.into_iter().map(|(job, at)| (at, job)).collect();
-    jobs.sort_unstable_by(|a, b| b.cmp(a));
+    // The newest first; of one second, the only precision there is, by id.
+    jobs.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     Ok(jobs.into_iter().take(limit).map(|(_, job)| job).collect())
 }
 

@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::place::Place;
 use crate::terminal::Screen;
 use crate::view;
+use crate::view::units::moment;
 
 const FORMAT: u32 = 1;
 /// One restore carries the index so many bits on (`vp_cluster::restore::INDEX_STEP`).
@@ -100,7 +101,7 @@ fn replace(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let temporary = Path::new(&temporary);
     // What an interrupted save left; whoever may have put it there keeps no hold on what is written now.
     let _ = std::fs::remove_file(temporary);
-    let mut part = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary).map_err(Failure::file(temporary))?;
+    let mut part = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary).map_err(Failure::file(file))?;
     part.write_all(bytes).and_then(|()| part.sync_all()).map_err(Failure::file(temporary))?;
     std::fs::rename(temporary, file).map_err(Failure::file(file))
 }
@@ -120,8 +121,11 @@ fn inspect(screen: &Screen, format: Format, file: &Path) -> Result<u8, Failure> 
         "bytes": saved.bytes.len(),
     });
     view::show(screen, format, &answer, |answer| {
-        let line = |key: &str| format!("{key:<14} {}\n", answer[key].to_string().trim_matches('"'));
-        ["cluster_id", "revision", "saved_unix_ms", "apply_version", "coordinators", "nodes", "slots", "bytes"].map(line).concat()
+        let line = |key: &str| match key {
+            "saved" => format!("{key:<14} {}\n", moment(saved.header.saved_unix_ms)),
+            _ => format!("{key:<14} {}\n", answer[key].to_string().trim_matches('"')),
+        };
+        ["cluster_id", "revision", "saved", "apply_version", "coordinators", "nodes", "slots", "bytes"].map(line).concat()
     })?;
     Ok(0)
 }

@@ -71,7 +71,8 @@ pub async fn submit(pipeline: &Pipeline, screen: &Screen, format: Format, words:
         return Err(Failure::file(dir)(std::io::Error::other("results go into a folder, and this is none")));
     }
     let batch = Batch { pipeline, screen, words: &words, format, bars: screen.bars(), turn: Semaphore::new(UPLOADS), jobs: Mutex::new(BTreeMap::new()) };
-    let work = futures::future::join_all(words.files.iter().zip(&folders).map(|(file, folder)| batch.one(file, folder.as_deref())));
+    let names = names(&words.files);
+    let work = futures::future::join_all(words.files.iter().zip(&names).zip(&folders).map(|((file, name), folder)| batch.one(file, name, folder.as_deref())));
     let limit = words.timeout.map_or(Duration::MAX, Duration::from_secs);
     let ended = tokio::select! {
         ended = work => ended,
@@ -107,16 +108,16 @@ async fn after(limit: Duration) {
 }
 
 impl Batch<'_> {
-    async fn one(&self, file: &Path, folder: Option<&Path>) -> Result<Submission, Failure> {
+    /// `name` is what people are told it is.
+    async fn one(&self, file: &Path, name: &str, folder: Option<&Path>) -> Result<Submission, Failure> {
         let started = Instant::now();
-        let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut submission = self.upload(file, &name).await?;
+        let mut submission = self.upload(file, name).await?;
         if !self.words.wait {
             self.tell(&format!("{}  {name}  {}  job {}", self.screen.paint(Tone::Good, "submitted"), size(submission.bytes), submission.job));
             return Ok(submission);
         }
-        let bar = segments_bar(&self.bars, &name);
-        let job = until_over(self.pipeline, &submission.job, &name, &bar, self.screen).await?;
+        let bar = segments_bar(&self.bars, name);
+        let job = until_over(self.pipeline, &submission.job, name, &bar, self.screen).await?;
         submission.total_ms = millis(started);
         if job.state == "done"
             && let Some(folder) = folder
@@ -124,16 +125,17 @@ impl Batch<'_> {
             let written = results::download(self.pipeline, &submission.job, folder).await?;
             submission.downloaded = written.iter().map(|p| p.display().to_string()).collect();
         }
-        self.tell_end(&name, &job, &submission);
+        self.tell_end(name, &job, &submission);
         Ok(Submission { state: job.state, reason: job.reason, outputs: job.outputs, ..submission })
     }
 
-    async fn upload(&self, file: &Path, name: &str) -> Result<Submission, Failure> {
+    async fn upload(&self, file: &Path, told: &str) -> Result<Submission, Failure> {
+        let name = &base_name(file);
         // The semaphore is never closed; if it were, uploading without a turn would still be right.
         let _turn = self.turn.acquire().await.ok();
         let started = Instant::now();
         let bytes = tokio::fs::metadata(file).await.map_err(Failure::file(file))?.len();
-        let bar = bytes_bar(&self.bars, name, bytes);
+        let bar = bytes_bar(&self.bars, told, bytes);
         bar.set_message("uploading");
         let key = format!("{}/{}", uuid::Uuid::new_v4(), key_name(name));
         let metadata = BTreeMap::from([(RECIPE_METADATA.to_owned(), self.words.recipe.clone()), (NAME_METADATA.to_owned(), percent_encoded(name))]);
@@ -146,7 +148,7 @@ impl Batch<'_> {
             jobs.insert(file.display().to_string(), job.clone());
         }
         if self.words.wait && !self.screen.is_live() {
-            self.screen.note(&format!("{name}: uploaded {} in {}, job {job}", size(bytes), span(millis(started))));
+            self.screen.note(&format!("{told}: uploaded {} in {}, job {job}", size(bytes), span(millis(started))));
         }
         let upload_ms = millis(started);
         let state = "submitted".to_owned();
@@ -202,6 +204,16 @@ fn recipe_name(name: &str) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("recipe {name:?}: lowercase letters, digits, - and _ are allowed, 64 at most")));
     }
     Ok(())
+}
+
+fn base_name(file: &Path) -> String {
+    file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// What people are told each file is: its name, or, where several have that name, the path that was given.
+fn names(files: &[PathBuf]) -> Vec<String> {
+    let alone = |name: &str| files.iter().filter(|file| base_name(file) == name).count() == 1;
+    files.iter().map(|file| Some(base_name(file)).filter(|name| alone(name)).unwrap_or_else(|| file.display().to_string())).collect()
 }
 
 /// Where each file's results go: DIR itself for one file, a folder each inside DIR for several.
@@ -283,6 +295,13 @@ mod tests {
         };
         assert_eq!(folders(&words(&["a.mp4"])), [Some(PathBuf::from("out"))]);
         assert_eq!(folders(&words(&["a.mp4", "b/a.mov"])), [Some(PathBuf::from("out/a")), Some(PathBuf::from("out/a-2"))]);
+    }
+
+    #[test]
+    fn files_of_one_name_are_told_apart_by_their_paths() {
+        let files = ["a.mp4", "one/b.mp4", "two/b.mp4"].map(PathBuf::from);
+        assert_eq!(names(&files), ["a.mp4", "one/b.mp4", "two/b.mp4"]);
+        assert_eq!(names(&files[..2]), ["a.mp4", "b.mp4"]);
     }
 
     #[test]
