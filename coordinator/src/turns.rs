@@ -2,7 +2,7 @@
 
 use nix::libc;
 
-/// Keeps this process's pages in memory, and asks to be spared when memory runs out: a coordinator outranks whatever else runs on its machine (design §4).
+/// Keeps this process's pages in memory, and asks to be spared when memory runs out: a coordinator outranks whatever else runs on its machine.
 /// Both are wishes: without the right they change nothing.
 pub fn stay() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};

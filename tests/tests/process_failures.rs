@@ -316,7 +316,7 @@ fn daemons_end(region: &Region, reference: &Hashes) -> anyhow::Result<()> {
     ensure_same_bytes(region, &job, reference, &format!("leader and agent, from {progress} % on"))
 }
 
-/// Where we may ask for it, a coordinator's pages stay in memory, and it is the last to go when memory runs out (design §4).
+/// Where we may ask for it, a coordinator's pages stay in memory, and it is the last to go when memory runs out.
 fn outranks_roles(pid: i32) -> anyhow::Result<()> {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
     let (score, status) = (read("oom_score_adj")?, read("status")?);

@@ -1,5 +1,5 @@
 //! Which membership entry the coordinators' group needs next. Pure: the leader shows what it sees of the group, one step comes back, and after it
-//! the leader looks again; so any leader carries on what another began. The rules (design §5, etcd-manager's quorum projection):
+//! the leader looks again; so any leader carries on what another began. The rules (etcd-manager's quorum projection):
 //! learner first; promotion and removal of the dead are one joint change; the number of voters stays odd; no step that the living could not outvote.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +74,7 @@ fn decide(group: &Coordinators, seen: &GroupSeen, gates: &mut Vec<Gate>) -> Opti
 
 /// The member whose instance is to be terminated though EC2 says that it runs, so that its group boots a successor: a voter that is silent for long and the
 /// only one that is not well, or a learner that never came up while every voter that is not known to be dead answers. Of several silent ones the
-/// fault is more likely here (the brake's rule, design §4), and two who cannot hear each other decide nothing.
+/// fault is more likely here (the brake's rule), and two who cannot hear each other decide nothing.
 pub fn to_terminate(group: &Coordinators, seen: &GroupSeen) -> Option<MemberId> {
     if seen.joint || seen.voters.len() < 3 {
         return None;

@@ -145,7 +145,7 @@ impl Plan {
             _ => Kind::Drains,
         };
         let lease_ms = match kind {
-            // T covers a heartbeat, an election (a split vote too) and the way back (design §4).
+            // T covers a heartbeat, an election (a split vote too) and the way back.
             Kind::Leases => *random.pick(&[2000, 4000]).unwrap_or(&4000),
             Kind::Gentle => *random.pick(&[8000, 10_000]).unwrap_or(&8000),
             _ => *random.pick(&[2000, 4000, 4000, 10_000]).unwrap_or(&4000),
