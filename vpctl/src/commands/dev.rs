@@ -40,7 +40,7 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
                 options.spec_yaml = Some(tokio::fs::read_to_string(path).await.map_err(Failure::file(path))?);
             }
             let work = up(&options, flags, screen, format, (!no_wait).then(|| Duration::from_secs(timeout)));
-            let ended = unless_interrupted(work, flags, screen, "what was started stays: `{vpctl} dev up` goes on, `{vpctl} dev down` takes it away").await;
+            let ended = unless_interrupted(work, screen, "what was started stays: `vpctl dev up` goes on, `vpctl dev down` takes it away").await;
             ended.map_err(|failure| match &spec {
                 Some(path) => failure.in_file(path),
                 None => failure,
@@ -48,7 +48,7 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
         }
         DevCommand::Down { keep } => {
             let work = down(state, DownOptions { keep, name: flags.region_name.clone() }, screen);
-            unless_interrupted(work, flags, screen, "what is left is taken away by `{vpctl} dev down`").await
+            unless_interrupted(work, screen, "what is left is taken away by `vpctl dev down`").await
         }
         DevCommand::Status => {
             let status = Region::open(&state)?.status().await?;
@@ -68,21 +68,15 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
     }
 }
 
-/// Ends with what Ctrl-C leaves and what to do about it (`left`; `{vpctl}` in it becomes the command with the words that name the region).
-async fn unless_interrupted(work: impl Future<Output = Result<u8, Failure>>, flags: &PlaceArguments, screen: &Screen, left: &str) -> Result<u8, Failure> {
+/// Ends on Ctrl-C with what that leaves, and what to do about it (`left`).
+async fn unless_interrupted(work: impl Future<Output = Result<u8, Failure>>, screen: &Screen, left: &str) -> Result<u8, Failure> {
     tokio::select! {
         ended = work => ended,
         _ = tokio::signal::ctrl_c() => {
-            screen.note(&format!("interrupted; {}", left.replace("{vpctl}", &vpctl(flags))));
+            screen.note(&format!("interrupted; {left}"));
             Ok(EXIT_INTERRUPTED)
         }
     }
-}
-
-/// The command with the words that name this region.
-fn vpctl(flags: &PlaceArguments) -> String {
-    let named = flags.words();
-    if named.is_empty() { "vpctl".to_owned() } else { format!("vpctl {named}") }
 }
 
 async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, format: Format, wait: Option<Duration>) -> Result<u8, Failure> {
@@ -97,7 +91,8 @@ async fn up(options: &UpOptions, flags: &PlaceArguments, screen: &Screen, format
         let cluster = Cluster::new(region.record().coordinators.clone(), &certificate(&region.operator(Rank::Admin))?)?;
         code = until_healthy(&region, &cluster, &steps, timeout).await?;
     }
-    let vpctl = vpctl(flags);
+    let named = flags.words();
+    let vpctl = if named.is_empty() { "vpctl".to_owned() } else { format!("vpctl {named}") };
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let took = span(took_ms);
     if !for_people {
