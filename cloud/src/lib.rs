@@ -5,7 +5,7 @@
 
 #[cfg(feature = "autoscaling")]
 pub mod autoscaling;
-#[cfg(any(feature = "autoscaling", feature = "ec2", feature = "s3"))]
+#[cfg(any(feature = "autoscaling", feature = "ec2", feature = "s3", feature = "sqs"))]
 mod causes;
 #[cfg(feature = "ec2")]
 pub mod ec2;

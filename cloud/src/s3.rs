@@ -135,6 +135,7 @@ where
     let code = error.as_service_error().and_then(|inner| inner.code().map(str::to_owned)).unwrap_or_default();
     // The service's own words, or the causes one after another; not the SDK's structures.
     let reason = match error.as_service_error().and_then(|inner| inner.message()) {
+        Some(message) if code.is_empty() => message.to_owned(),
         Some(message) => format!("{code}: {message}"),
         None => causes(&error),
     };

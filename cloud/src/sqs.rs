@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use aws_sdk_sqs::{Client, error::DisplayErrorContext, types::MessageAttributeValue};
+use aws_sdk_sqs::{Client, types::MessageAttributeValue};
 
-use crate::Session;
+use crate::{Session, causes::causes};
 
 /// A queue could not be reached or refused the message.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ impl Queues {
                 .queue_name(queue)
                 .send()
                 .await
-                .map_err(|error| failed(DisplayErrorContext(error).to_string()))?
+                .map_err(|error| failed(causes(&error)))?
                 .queue_url
                 .ok_or_else(|| failed("the service returned no queue URL".to_owned()))?
         };
@@ -52,7 +52,7 @@ impl Queues {
             let value = MessageAttributeValue::builder().data_type("String").string_value(value).build().map_err(|error| failed(error.to_string()))?;
             request = request.message_attributes(name, value);
         }
-        request.send().await.map_err(|error| failed(DisplayErrorContext(error).to_string()))?;
+        request.send().await.map_err(|error| failed(causes(&error)))?;
         Ok(())
     }
 }

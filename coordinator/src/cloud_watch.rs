@@ -26,12 +26,12 @@ use crate::{leader::Leader, region::Region};
 
 /// Time between two rounds; most of them only see that nothing is due.
 pub const ROUND: Duration = Duration::from_millis(250);
-/// While something is under way, what it is about is looked at no more than once a second, ms.
-const BUSY_MS: u64 = 1000;
-/// Everything, ms: of ten thousand instances the answer is ten megabytes.
-const QUIET_MS: u64 = 10_000;
-/// A node silent for this long is looked up in EC2 (not yet judged), ms.
-const SUSPECT_MS: u64 = 1500;
+/// Time from one look at EC2 to the next, which is at what is in doubt, ms.
+const DOUBT_EVERY_MS: u64 = 1000;
+/// Time from one look at everything to the next, ms: of ten thousand instances the answer is ten megabytes.
+const ALL_EVERY_MS: u64 = 10_000;
+/// A node that is silent for so much longer than from one heartbeat to the next is looked up in EC2 (not yet judged), ms.
+const SUSPECT_AFTER_MS: u64 = 500;
 /// A termination that has not shown effect is asked for again after this long, ms.
 const ASK_AGAIN_MS: u64 = 5000;
 
@@ -70,26 +70,29 @@ impl CloudWatch {
 
     async fn round(&self, memory: &mut Memory) {
         let state = self.leader.state();
-        let doubtful = self.doubtful(&state);
         let now_ms = self.leader.registry.now_ms();
         let since = |looked: Option<u64>| looked.map_or(u64::MAX, |looked| now_ms.saturating_sub(looked));
-        let all = since(memory.looked_at_all_ms) >= QUIET_MS;
-        if all || (since(memory.looked_ms) >= BUSY_MS && (!doubtful.is_empty() || self.volumes_pending(&state))) {
-            memory.looked_ms = Some(now_ms);
-            if all {
-                memory.looked_at_all_ms = Some(now_ms);
+        if since(memory.looked_ms) >= DOUBT_EVERY_MS {
+            let all = since(memory.looked_at_all_ms) >= ALL_EVERY_MS;
+            let nodes = if all { state.nodes.keys().cloned().collect() } else { self.doubtful(&state) };
+            if all || !nodes.is_empty() || self.volumes_pending(&state) {
+                memory.looked_ms = Some(now_ms);
+                // One that was not answered is repeated before anything less is asked.
+                if self.look_at_instances(&state, nodes).await && all {
+                    memory.looked_at_all_ms = Some(now_ms);
+                }
+                self.terminate_lost(&state, memory).await;
+                self.look_at_volumes(&state).await;
+                self.move_volumes(&state).await;
             }
-            self.look_at_instances(&state, if all { state.nodes.keys().cloned().collect() } else { doubtful }).await;
-            self.terminate_lost(&state, memory).await;
-            self.look_at_volumes(&state).await;
-            self.move_volumes(&state).await;
         }
         self.publish_brokers(&state, memory).await;
     }
 
     /// Nodes about which EC2's word may matter now: silent, not heard yet, given up, or never looked up.
     fn doubtful(&self, state: &ClusterState) -> BTreeSet<NodeId> {
-        let mut doubtful: BTreeSet<NodeId> = self.leader.registry.suspects(SUSPECT_MS).into_iter().filter(|node| state.nodes.contains_key(node)).collect();
+        let silent_ms = self.leader.settings.user_data.lease_ms / 4 + SUSPECT_AFTER_MS;
+        let mut doubtful: BTreeSet<NodeId> = self.leader.registry.suspects(silent_ms).into_iter().filter(|node| state.nodes.contains_key(node)).collect();
         doubtful.extend(self.leader.registry.unheard(state.nodes.keys()));
         let given_up = state.nodes.iter().filter(|(_, node)| matches!(node.lifecycle, Lifecycle::Lost | Lifecycle::Fenced));
         doubtful.extend(given_up.map(|(id, _)| id.clone()));
@@ -108,9 +111,10 @@ impl CloudWatch {
         })
     }
 
-    async fn look_at_instances(&self, state: &ClusterState, nodes: BTreeSet<NodeId>) {
+    /// True: EC2 answered.
+    async fn look_at_instances(&self, state: &ClusterState, nodes: BTreeSet<NodeId>) -> bool {
         if nodes.is_empty() {
-            return;
+            return true;
         }
         let ids: Vec<String> = nodes.iter().map(|node| node.0.clone()).collect();
         match self.region.describe_instances(&ids).await {
@@ -129,6 +133,7 @@ impl CloudWatch {
                 if changed {
                     self.leader.wake.notify_one();
                 }
+                true
             }
             // No proof of anything: what was known stays.
             Err(error) => {
@@ -136,6 +141,7 @@ impl CloudWatch {
                 let mut seen = self.leader.world.lock();
                 let since_ms = seen.cloud_failing.as_ref().map_or(self.leader.registry.now_ms(), |(since_ms, _)| *since_ms);
                 seen.cloud_failing = Some((since_ms, error.to_string()));
+                false
             }
         }
     }

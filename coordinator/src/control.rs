@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use vp_cluster::{
     ClusterState, Command, Observations, SlotId,
     alarms::{self, Alarm},
+    healed,
     liveness::{self, Brake},
     mutant, planner,
     report::Gate,
@@ -57,13 +58,18 @@ pub struct Control {
     pub findings: watch::Sender<Findings>,
 }
 
-impl Control {
-    /// Runs for ever.
-    pub async fn run(self) {
-        tokio::join!(self.turns(), self.pulse());
+/// Beats for ever, where the sessions have their turns and whatever a round waits for: a gap in it means that this process was not running, or that heartbeats
+/// waited unread, and then it trusts itself last.
+pub async fn pulse(leader: Arc<Leader>) {
+    loop {
+        leader.registry.look(leader.settings.user_data.lease_ms);
+        tokio::time::sleep(PULSE).await;
     }
+}
 
-    async fn turns(&self) {
+impl Control {
+    /// Runs for ever. A look at thousands of nodes takes its time at once: on a thread of its own, it keeps no session waiting.
+    pub async fn run(self) {
         let mut term = 0;
         loop {
             let begun = Instant::now();
@@ -74,14 +80,6 @@ impl Control {
                 () = self.leader.wake.notified() => {}
                 () = tokio::time::sleep(TICK) => {}
             }
-        }
-    }
-
-    /// Beats whatever a round waits for: a gap in it means that this process was not running, and then it trusts itself last.
-    async fn pulse(&self) {
-        loop {
-            self.leader.registry.look(self.leader.settings.user_data.lease_ms);
-            tokio::time::sleep(PULSE).await;
         }
     }
 
@@ -155,6 +153,10 @@ impl Control {
         let found = Findings { brake: round.brake.clone(), gates: round.gates.clone(), alarms: self.alarms(state, obs) };
         let was = self.findings.send_replace(found.clone());
         self.note_brake(&was.brake, &found.brake).await;
+        let healed = healed::healed(state, obs, &mut self.leader.world.lock().starts);
+        for (slot, detail) in healed {
+            self.leader.note("slot healthy", slot, detail).await;
+        }
         let among = |alarm: &Alarm, others: &[Alarm]| others.iter().any(|other| other.about == alarm.about);
         for alarm in found.alarms.iter().filter(|alarm| !among(alarm, &was.alarms)) {
             self.leader.note("alarm raised", &alarm.about, alarm.sentence.clone()).await;

@@ -34,7 +34,7 @@ use vp_coordinator::{
     certificates::Certificates,
     claims::Bucket,
     cloud_watch::CloudWatch,
-    control::{Control, Findings},
+    control::{self, Control, Findings},
     identity::Verifier,
     joining::ByLeader,
     leader::{self, Leader},
@@ -186,6 +186,7 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     let region = Aws { compute: compute.clone(), groups: groups.clone(), store: claims.store.clone(), bucket: claims.name.clone() };
     let watch = CloudWatch { leader: leader.clone(), region: Arc::new(region) };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
+    let pulse = control::pulse(leader.clone());
     let leading = raft.clone();
     let superseded = bootstrap::superseded(Bucket { store: claims.store.clone(), name: claims.name.clone() }, record, move || leading.status().leads());
     let membership = Membership { leader: leader.clone(), trust: trust.clone(), compute, groups, claims };
@@ -221,6 +222,7 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
         }
         ended = &mut raft_ended => return ended.context("the log's task ended"),
         () = apart("control", control.run()) => bail!("the control loop ended"),
+        () = spawned(pulse) => bail!("the pulse ended"),
         () = spawned(watch.run()) => bail!("the cloud watch ended"),
         () = spawned(zookeeper.run()) => bail!("the zookeeper watch ended"),
         () = spawned(membership.run()) => bail!("the membership watch ended"),

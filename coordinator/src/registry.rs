@@ -219,8 +219,8 @@ impl Registry {
     /// of an earlier time, says nothing.
     pub fn observe(&self, state: &ClusterState, obs: &mut Observations) {
         obs.now_ms = self.now_ms();
-        let mut inner = self.lock();
-        obs.trusted_since_ms = inner.own.look(obs.now_ms, obs.lease_ms);
+        let inner = self.lock();
+        obs.trusted_since_ms = inner.own.trusted_since_ms(obs.now_ms, obs.lease_ms);
         obs.leading_since_ms = inner.leading_since_ms;
         for (node, entry) in &inner.entries {
             let seen = obs.nodes.entry(node.clone()).or_default();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_counts_from_after_the_last_long_gap_between_rounds_and_pulses() {
+    fn silence_counts_from_after_the_last_long_gap_between_pulses_whatever_rounds_there_were() {
         let (now, registry) = clocked(1_000);
         let trusted_since = |at_ms| {
             now.store(at_ms, Relaxed);
@@ -353,12 +353,18 @@ mod tests {
             registry.observe(&ClusterState::default(), &mut obs);
             obs.trusted_since_ms
         };
-        registry.look(4000);
+        let pulse = |at_ms| {
+            now.store(at_ms, Relaxed);
+            registry.look(4000);
+        };
+        pulse(1_000);
         assert_eq!(trusted_since(1_900), 0);
-        assert_eq!(trusted_since(9_000), 9_000, "it stood still");
-        now.store(9_900, Relaxed);
-        registry.look(4000);
-        assert_eq!(trusted_since(10_800), 9_000, "a pulse between two rounds is a look too");
+        assert_eq!(trusted_since(2_700), 2_700, "rounds go on, but where heartbeats are heard nothing had a turn");
+        assert_eq!(trusted_since(2_800), 2_800, "and the round before was none there");
+        pulse(2_900);
+        assert_eq!(trusted_since(3_800), 2_900);
+        pulse(3_850);
+        assert_eq!(trusted_since(4_800), 2_900, "no gap since");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use vp_trust::{RootHash, SealingKey};
 
-/// Shortest lease that heartbeat interval, election, reconnect and stop time fit into (docs/safety.md), ms.
+/// Shortest lease that heartbeat interval, election, reconnect and stop time fit into, ms.
 pub const SHORTEST_LEASE_MS: u64 = 2000;
 const LONGEST_LEASE_MS: u64 = 60_000;
 

@@ -7,6 +7,7 @@ use std::{
 
 use vp_cluster::{
     MemberId, NodeId, SlotId, VolumeId,
+    healed::Starts,
     observe::{BrakeMemory, EnsembleSeen, Instance, KafkaSeen, Observations, VolumeSeen},
     report::Gate,
 };
@@ -35,6 +36,8 @@ pub struct Seen {
     pub joined_ms: u64,
     /// When and where the brake last had to close.
     pub braked: BrakeMemory,
+    /// Slots that were seen to start.
+    pub starts: Starts,
     /// When nodes were given up for their silence.
     pub given_up_ms: BTreeMap<NodeId, u64>,
     /// Other coordinators that answered when they were last asked; None: not asked yet.

@@ -91,6 +91,46 @@ async fn a_read_that_came_during_a_round_is_sent_on_its_own_as_soon_as_the_round
     assert!((&mut second).now_or_never().unwrap().is_ok());
 }
 
+/// More than the queue to the thread has room for.
+const CROWD: usize = 10_000;
+
+#[tokio::test]
+async fn all_who_ask_before_a_round_begins_ask_once_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = three(folder.path());
+    let leader = members[0].handle.clone();
+    let mut reads: Vec<_> = (0..CROWD).map(|_| Box::pin(leader.read_index())).collect();
+    assert!(reads.iter_mut().all(|read| read.now_or_never().is_none()), "none is refused for want of room");
+    members[0].turn(false);
+    assert!(deliver(&mut members, 0, 1) > 0);
+    assert!(deliver(&mut members, 1, 0) > 0);
+    assert!(reads.iter_mut().all(|read| matches!(read.now_or_never(), Some(Ok(_)))));
+}
+
+#[tokio::test]
+async fn a_read_that_is_refused_in_the_turn_in_which_its_member_wins_spoils_none_that_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members: Vec<_> = (1..=3).map(|id| Member::new(id, &[1, 2, 3], folder.path())).collect();
+    let one = members[0].handle.clone();
+    let mut asked = Vec::new();
+    while !one.status().leads() {
+        members[0].turn(true);
+        deliver(&mut members, 0, 1);
+        // Asked before the votes come in, and taken with them.
+        let mut read = Box::pin(one.read_index());
+        assert!((&mut read).now_or_never().is_none_or(|read| read.is_ok()));
+        asked.push(read);
+        deliver(&mut members, 1, 0);
+    }
+    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    assert!(asked.iter_mut().any(|read| matches!(read.now_or_never(), Some(Err(_)))), "one was refused");
+    let mut read = pin!(one.read_index());
+    assert!((&mut read).now_or_never().is_none());
+    members[0].turn(false);
+    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    assert!(matches!((&mut read).now_or_never(), Some(Ok(_))));
+}
+
 fn heartbeat(from: u64, to: u64, term: u64, commit: u64) -> Message {
     Message { msg_type: MessageType::MsgHeartbeat as i32, from, to, term, commit, ..Default::default() }
 }

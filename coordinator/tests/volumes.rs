@@ -1,15 +1,17 @@
-//! A leader of one: its hands on volumes, in a region that notes what the leader has in sight at the moment it is asked; its word on what was not done.
+//! A leader of one: its hands on volumes, in a region that notes what the leader has in sight at the moment it is asked; whom it asks EC2 about, and when; its
+//! word on what was not done.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 mod ledger;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use ledger::{Nobody, config, identity, until};
 use tokio::{sync::Notify, task::JoinHandle};
 use tonic::Code;
-use vp_cloud::ec2::{Instance, Volume, VolumeState};
+use vp_cloud::ec2::{Instance, InstanceState, Volume, VolumeState};
 use vp_cloud::error::CloudError;
 use vp_cloud::s3::StoreError;
 use vp_cluster::observe::VolumeSeen;
@@ -22,7 +24,7 @@ use vp_coordinator::leader::{CommandError, Leader, unix_ms};
 use vp_coordinator::machine::ClusterMachine;
 use vp_coordinator::raft::{self, NodeError, ProposeError, Status, open};
 use vp_coordinator::region::Region;
-use vp_coordinator::registry::Registry;
+use vp_coordinator::registry::{Heard, Registry};
 use vp_coordinator::settings::{self, Settings};
 use vp_coordinator::storage::StoreOptions;
 use vp_coordinator::world::World;
@@ -126,6 +128,10 @@ fn given_back() -> ClusterState {
 
 /// Leads alone, and begins with `state`; and how its log ends.
 async fn leads(folder: &Path, state: ClusterState) -> (Arc<Leader>, JoinHandle<Result<(), NodeError>>) {
+    leads_with(folder, state, Registry::default()).await
+}
+
+async fn leads_with(folder: &Path, state: ClusterState, registry: Registry) -> (Arc<Leader>, JoinHandle<Result<(), NodeError>>) {
     let (machine, state, _) = ClusterMachine::founded(state);
     let node = open(folder, &identity(1), StoreOptions::default(), config(1, &[1]), machine).unwrap();
     let (handle, ended) = raft::start(node, Nobody);
@@ -138,7 +144,7 @@ async fn leads(folder: &Path, state: ClusterState) -> (Arc<Leader>, JoinHandle<R
         certificates: Certificates::default(),
         raft: handle,
         state,
-        registry: Registry::default(),
+        registry,
         world: World::default(),
         unix_ms: Box::new(unix_ms),
         wake: Notify::new(),
@@ -181,6 +187,120 @@ async fn what_may_still_take_effect_is_told_as_unknown_and_nothing_else_is() {
     ] {
         let what = error.to_string();
         assert_eq!(api::not_done(&leader, error).code(), code, "{what}");
+    }
+    stop(&leader, ended).await;
+}
+
+/// Notes whom it is asked about.
+#[derive(Default)]
+struct Asked {
+    about: Mutex<Vec<Vec<String>>>,
+    /// It does not answer.
+    away: AtomicBool,
+    /// It has forgotten these.
+    forgotten: Mutex<BTreeSet<String>>,
+}
+
+#[tonic::async_trait]
+impl Region for Asked {
+    async fn describe_instances(&self, ids: &[String]) -> Result<Vec<Instance>, CloudError> {
+        self.about.lock().unwrap().push(ids.to_vec());
+        if self.away.load(Relaxed) {
+            return Err(CloudError::Unreachable { operation: "DescribeInstances", reason: "away".to_owned() });
+        }
+        let forgotten = self.forgotten.lock().unwrap();
+        let running = |id: &String| Instance {
+            id: id.clone(),
+            state: InstanceState::Running,
+            address: None,
+            zone: "z1".to_owned(),
+            kind: "t3.small".to_owned(),
+            tags: BTreeMap::new(),
+            group: None,
+        };
+        Ok(ids.iter().filter(|id| !forgotten.contains(*id)).map(running).collect())
+    }
+
+    async fn terminate_in_group(&self, _: &str) -> Result<(), CloudError> {
+        panic!("nothing is to be terminated")
+    }
+
+    async fn describe_volumes(&self, _: &[String]) -> Result<Vec<Volume>, CloudError> {
+        panic!("there is no volume")
+    }
+
+    async fn create_volume(&self, _: &str, _: &BTreeMap<String, String>, _: &str) -> Result<String, CloudError> {
+        panic!("no volume is wanted")
+    }
+
+    async fn attach_volume(&self, _: &str, _: &str, _: &str) -> Result<(), CloudError> {
+        panic!("nothing is to be attached")
+    }
+
+    async fn detach_volume(&self, _: &str) -> Result<(), CloudError> {
+        panic!("nothing is to be detached")
+    }
+
+    async fn publish_brokers(&self, _: u64, _: String) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// Of a terminated machine's silence EC2 is asked within a second, whoever else there is; of all that are heard every ten seconds; and again at once when it did
+/// not answer. With a lease of 4 s heartbeats come once a second.
+#[tokio::test]
+async fn ec2_is_asked_every_second_of_whom_is_silent_and_every_ten_of_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = given_back();
+    state.spec.roles.clear();
+    state.slots.clear();
+    let other = Node { address: "10.0.1.21".to_owned(), ..state.nodes[&NodeId::from("i-1")].clone() };
+    state.nodes.insert(NodeId::from("i-2"), other);
+    let now = Arc::new(AtomicU64::new(1_000));
+    let clock = now.clone();
+    let (leader, ended) = leads_with(folder.path(), state, Registry::on(Box::new(move || clock.load(Relaxed)))).await;
+    let seats = ["i-1", "i-2"].map(|node| (NodeId::from(node), leader.registry.open(&NodeId::from(node), Session(1)).unwrap()));
+    let heard = |node: usize| leader.registry.heard(&seats[node].0, seats[node].1.stream, BTreeMap::new(), None);
+    let region = Arc::new(Asked::default());
+    let watch = CloudWatch { leader: leader.clone(), region: region.clone() };
+    let mut memory = Memory::default();
+    let forgotten = || leader.world.lock().unlisted.iter().map(|node| node.0.clone()).collect::<Vec<_>>();
+    // When; who was heard just before; whom EC2 is asked about.
+    let both: &[&str] = &["i-1", "i-2"];
+    for (at, who_is_heard, asked) in [
+        (1_000, &[0, 1][..], both),
+        (2_500, &[0, 1], &[]),
+        (3_900, &[0], &[]),
+        (4_100, &[0], &["i-2"]),
+        (4_900, &[0], &[]),
+        (5_100, &[0], &["i-2"]),
+        (6_100, &[0, 1], &[]),
+        (10_900, &[0, 1], &[]),
+        (11_000, &[0, 1], both),
+    ] {
+        now.store(at, Relaxed);
+        who_is_heard.iter().for_each(|node| assert_ne!(heard(*node), Heard::Replaced));
+        memory = watch.turn(memory).await;
+        assert_eq!(std::mem::take(&mut *region.about.lock().unwrap()).concat(), asked, "at {at}");
+    }
+    // It does not answer: all of them again, until it does.
+    region.away.store(true, Relaxed);
+    for (at, away) in [(21_000, true), (22_000, true), (23_000, false)] {
+        now.store(at, Relaxed);
+        (0..2).for_each(|node| assert_ne!(heard(node), Heard::Replaced));
+        region.away.store(away, Relaxed);
+        memory = watch.turn(memory).await;
+        assert_eq!(std::mem::take(&mut *region.about.lock().unwrap()).concat(), both, "at {at}");
+        assert_eq!(leader.world.lock().cloud_failing.is_some(), away);
+    }
+    // One that it has forgotten is known as such until it lists it again.
+    region.forgotten.lock().unwrap().insert("i-2".to_owned());
+    for (at, expected) in [(26_000, vec!["i-2".to_owned()]), (27_000, vec![])] {
+        now.store(at, Relaxed);
+        assert_ne!(heard(0), Heard::Replaced);
+        memory = watch.turn(memory).await;
+        assert_eq!(forgotten(), expected, "at {at}");
+        region.forgotten.lock().unwrap().clear();
     }
     stop(&leader, ended).await;
 }

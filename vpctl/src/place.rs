@@ -91,9 +91,6 @@ impl Place {
     async fn session(&self) -> Result<Session, Failure> {
         let names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "VP_UPLOADS_BUCKET", "VP_RESULTS_BUCKET"];
         if !self.region_is_named() && names.iter().any(|name| variable(name).is_some()) {
-            if let Some(outlived) = self.outlived() {
-                return Err(outlived);
-            }
             if let Ok(region) = &self.region
                 && variable("VP_STATE").is_some()
             {

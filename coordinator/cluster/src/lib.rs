@@ -39,6 +39,7 @@ pub mod command;
 pub mod coordinators;
 pub mod ensemble;
 pub mod gates;
+pub mod healed;
 pub mod health;
 pub mod ids;
 pub mod invariant;

@@ -13,14 +13,17 @@ pub struct SelfWatch {
 }
 
 impl SelfWatch {
-    /// Looks, and says since when silence may be counted: after a long gap, from now on. Called at least as often as anything is judged, and by a pulse
-    /// that waits for nothing else, so that a slow disk or log is no gap and a stopped process is one.
+    /// Looks, and says since when silence may be counted: after a long gap, from now on. Called by a pulse that waits for nothing but its turn where heartbeats
+    /// are heard, so that a slow disk or log is no gap, and a process that stands still, or hears nobody for want of turns, is one.
     pub fn look(&mut self, now_ms: u64, lease_ms: u64) -> u64 {
-        let gap = self.looked_ms.map_or(0, |looked| now_ms.saturating_sub(looked));
-        if gap > pause_limit_ms(lease_ms) {
-            self.trusted_since_ms = now_ms;
-        }
+        self.trusted_since_ms = self.trusted_since_ms(now_ms, lease_ms);
         self.looked_ms = Some(now_ms);
         self.trusted_since_ms
+    }
+
+    /// The same for whoever judges: closes no gap.
+    pub fn trusted_since_ms(&self, now_ms: u64, lease_ms: u64) -> u64 {
+        let gap = self.looked_ms.map_or(0, |looked| now_ms.saturating_sub(looked));
+        if gap > pause_limit_ms(lease_ms) { now_ms } else { self.trusted_since_ms }
     }
 }

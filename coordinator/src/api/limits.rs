@@ -109,11 +109,11 @@ const HEADERS_BYTES: u32 = 16 * 1024;
 /// What one connection may have in flight towards us before it is read, bytes: one largest message.
 const WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// A connection on which nothing came for so long is asked for a sign of life. Longer than the time between two heartbeats of leases up to 12 s: a ping and its
+/// A connection on which nothing came for so long is asked for a sign of life. Longer than the time between two heartbeats of leases below 12 s: a ping and its
 /// answer cost as much as a heartbeat, and with ten thousand agents there would be one for each.
-const QUIET: Duration = Duration::from_secs(3);
-/// Time for that sign of life; with [`QUIET`] what the door gives a connection that makes no call.
-const SIGN_OF_LIFE_WITHIN: Duration = Duration::from_secs(2);
+pub const QUIET: Duration = Duration::from_secs(3);
+/// Time for that sign of life.
+pub const SIGN_OF_LIFE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A server with HTTP/2 bounded. A caller that does not answer a ping is gone: that also ends one that stops in the middle of a frame.
 pub fn bounded() -> Server {

@@ -135,7 +135,7 @@ pub struct RaftHandle {
     pub(super) heard: Arc<Heard>,
 }
 
-type Confirmed = Result<u64, ReadError>;
+pub(super) type Confirmed = Result<u64, ReadError>;
 
 /// The round of reads that has not begun: whoever asks meanwhile shares it, so that the thread is woken once for all of them.
 #[derive(Clone, Default)]
@@ -149,7 +149,7 @@ impl NextRound {
     /// Joins it; the first one asks for it (`ask`).
     fn join(&self, ask: impl FnOnce(oneshot::Sender<Confirmed>) -> Result<(), ReadError>) -> Result<Shared<oneshot::Receiver<Confirmed>>, ReadError> {
         let mut next = self.lock();
-        if let Some(round) = next.as_ref() {
+        if let Some(round) = next.as_ref().filter(|round| round.peek().is_none()) {
             return Ok(round.clone());
         }
         let (reply, answer) = oneshot::channel();

@@ -11,7 +11,7 @@ use fail::fail_point;
 use raft::{SnapshotStatus, StateRole};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::handle::{Applied, Heard, LeadershipEvent, NextRound, ProposeError, RaftHandle, ReadError, Reports, Request, Role, Status};
+use super::handle::{Applied, Confirmed, Heard, LeadershipEvent, NextRound, ProposeError, RaftHandle, ReadError, Reports, Request, Role, Status};
 use super::node::{Machine, Node, NodeError, Outbox, Progress};
 use crate::{storage::Store, turns};
 
@@ -48,7 +48,7 @@ where
 /// before it began; with ten thousand agents a round a request would be all that the leader does.
 const ROUND_PACE: Duration = Duration::from_millis(4);
 
-type Reads = Vec<oneshot::Sender<Result<u64, ReadError>>>;
+type Reads = Vec<oneshot::Sender<Confirmed>>;
 
 /// What the thread does, without the thread: the simulator turns it by itself.
 pub struct Task<S: Store, M, O> {
@@ -60,8 +60,9 @@ pub struct Task<S: Store, M, O> {
     reports: Reports,
     /// index → (term, caller)
     proposals: BTreeMap<u64, (u64, oneshot::Sender<Result<Applied, ProposeError>>)>,
-    /// Who joined the round that has not begun; the handle has the rest of it.
+    /// Where others join the round that has not begun.
     next_round: NextRound,
+    /// Those who asked for it: one of all who joined, and who asked before one that was refused.
     waiting: Reads,
     rounds: BTreeMap<u64, Reads>,
     /// The last round is too young for another; never, where the task is turned by hand.
@@ -112,10 +113,10 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     fn run(&mut self) -> Result<(), NodeError> {
         let tick = self.node.config().tick;
         let mut next_tick = Instant::now() + tick;
-        let mut next_round = Instant::now();
+        let mut round_from = Instant::now();
         self.drive()?;
         loop {
-            let until = if self.reads_wait() { next_tick.min(next_round) } else { next_tick };
+            let until = if self.reads_wait() { next_tick.min(round_from) } else { next_tick };
             let first = match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -123,12 +124,12 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             };
             let now = Instant::now();
             let (due, round) = (now >= next_tick, self.round);
-            self.rounds_held = now < next_round;
+            self.rounds_held = now < round_from;
             if !self.take_all(first, due)? {
                 return self.node.save();
             }
             if self.round != round {
-                next_round = now + ROUND_PACE;
+                round_from = now + ROUND_PACE;
             }
             if due {
                 // Ticks missed while this process stood still say nothing about the others.

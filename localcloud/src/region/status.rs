@@ -24,7 +24,7 @@ pub struct RegionStatus {
 impl RegionStatus {
     /// Every service was started and lives.
     pub fn healthy(&self) -> bool {
-        !self.services.is_empty() && self.services.iter().all(|service| service.alive)
+        self.services.iter().all(|service| service.alive)
     }
 }
 
@@ -63,9 +63,10 @@ pub struct InstanceStatus {
 pub(super) async fn status(record: &Record, state: &Path) -> Result<RegionStatus, RegionError> {
     let services = services::SERVICES
         .iter()
-        .filter_map(|name| {
+        .filter(|name| **name != services::LAMBDA || record.services.contains_key(**name) || state.join("lambda.json").exists())
+        .map(|name| {
             let process = record.services.get(*name);
-            Some(ServiceStatus { name: (*name).to_owned(), alive: process.is_some_and(process::alive), pid: Some(process?.pid) })
+            ServiceStatus { name: (*name).to_owned(), alive: process.is_some_and(process::alive), pid: process.map(|process| process.pid) }
         })
         .collect();
     let listed = launcher::Launcher::new(&record.endpoint_url).instances().await.unwrap_or_default();

@@ -52,7 +52,7 @@ pub async fn dev(flags: &PlaceArguments, screen: &Screen, format: Format, comman
         }
         DevCommand::Status => {
             let status = Region::open(&state)?.status().await?;
-            let well = status.healthy() && status.instances.iter().all(|i| i.alive || i.state != "running");
+            let well = status.healthy() && !status.instances.is_empty() && status.instances.iter().all(|i| i.alive || i.state != "running");
             view::show(screen, format, &status, |status| status_text(status, screen))?;
             Ok(if well { 0 } else { EXIT_DEGRADED })
         }
@@ -227,7 +227,11 @@ impl<'a> Steps<'a> {
 fn status_text(status: &RegionStatus, screen: &Screen) -> String {
     let mut services = Table::new(&["SERVICE", "STATE", "PID"]).indented(2);
     for service in &status.services {
-        let state = if service.alive { Cell::new(Tone::Good, "runs") } else { Cell::new(Tone::Bad, "is down") };
+        let state = match (service.alive, service.pid) {
+            (true, _) => Cell::new(Tone::Good, "runs"),
+            (false, Some(_)) => Cell::new(Tone::Bad, "is down"),
+            (false, None) => Cell::new(Tone::Warn, "not started yet"),
+        };
         services.row(vec![service.name.as_str().into(), state, service.pid.map(|p| p.to_string()).unwrap_or_default().into()]);
     }
     let mut instances = Table::new(&["INSTANCE", "EC2 SAYS", "PROCESS", "GROUP", "ZONE", "ADDRESS", "TYPE"]).indented(2);
@@ -248,10 +252,9 @@ fn status_text(status: &RegionStatus, screen: &Screen) -> String {
         ]);
     }
     let head = screen.paint(Tone::Bold, &status.name);
-    if status.services.is_empty() {
-        return format!("{head}  {}\n\n  nothing of it runs yet: `vpctl dev up` was interrupted, and goes on when it is called again\n", status.network);
-    }
-    format!("{head}  {}\n\n{}\n{}", status.network, services.render(screen), instances.render(screen))
+    let half = status.services.iter().any(|service| service.pid.is_none()) || status.instances.is_empty();
+    let half = if half { "\n  not all of it is up: `vpctl dev up` goes on from where it stopped\n" } else { "" };
+    format!("{head}  {}\n\n{}\n{}{half}", status.network, services.render(screen), instances.render(screen))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
+use vp_coordinator::api::limits;
 use vp_coordinator::{
     api::limits::MEMBERS,
     machine::ClusterMachine,
@@ -125,8 +126,8 @@ async fn serve<M: raft::Machine>(arguments: Arguments, machine: M, content: Cont
     let registers = RegistersServer::new(RegistersApi { raft: raft.clone(), content, stale_reads: arguments.stale_reads });
     // As the coordinator serves, but for more clients at once from one address, over fewer connections.
     let server = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(1)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+        .http2_keepalive_interval(Some(limits::QUIET))
+        .http2_keepalive_timeout(Some(limits::SIGN_OF_LIFE_WITHIN))
         .max_concurrent_streams(256)
         .add_service(registers)
         .add_service(network.service(raft, "", Arc::new(|| (0, 0))))
