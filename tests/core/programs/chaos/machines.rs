@@ -1,6 +1,8 @@
 //! Faults of the machines under real coordinators and agents: power, clock, room and bits. The same preload, small disks and flipped bits as the registers'.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -19,6 +21,13 @@ const COORDINATOR_JUMPS: [(i64, bool); 6] = [(-86_400, false), (-200, true), (-1
 /// Of an agent's: put right in the end, since to a clock ahead of the files' own every file looks old.
 const AGENT_JUMPS: [i64; 6] = [-86_400, -3600, -1, 1, 3600, 86_400];
 const JOURNAL_LOOK: Duration = Duration::from_millis(1);
+
+fn remove_folder(at: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(at) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
 
 impl Keeper for Coordinators {
     fn log_folder(&self, member: usize) -> PathBuf {
@@ -84,8 +93,10 @@ impl Trial {
         let (going_on, starting) = (self.dice.between_ms(500, 2500), self.dice.between_ms(500, 2500));
         self.hold(going_on).await?;
         let ended = !self.coordinators.runs(member);
-        // Going on mostly writes where there is room already; a start opens everything.
+        // Both going on and a start write where there is room already; one that has lost what can be made anew has no room to make it.
         self.coordinators.kill(member);
+        remove_folder(&self.coordinators.disk(member).join("coordinator/applied"))?;
+        self.disks.fill(member)?;
         self.coordinators.start_member(member)?;
         self.hold(starting).await?;
         Ok(ended || !self.coordinators.runs(member))
