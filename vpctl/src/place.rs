@@ -69,7 +69,12 @@ impl Place {
         if !self.region_is_named()
             && let Some(folder) = variable("VP_CERTIFICATE")
         {
-            return certificate(folder.as_ref()).map_err(|error| self.outlived().unwrap_or(error));
+            return certificate(folder.as_ref()).map_err(|error| match (variable("VP_STATE"), &self.region) {
+                (Some(state), Err(RegionError::Absent(_))) => {
+                    Failure::Nowhere { reason: format!("the region in {state} was taken down, and this shell still has its exports (VP_STATE and others)") }
+                }
+                _ => error,
+            });
         }
         let none = |_| Failure::NoCertificate { reason: "none is named, and there is no local region".to_owned() };
         let region = self.region.as_ref().map_err(none)?;
@@ -79,13 +84,6 @@ impl Place {
             return Err(Failure::NotNow { what, next: "`vpctl dev up` goes on from where it stopped".to_owned() });
         }
         certificate(&folder)
-    }
-
-    /// The shell has the exports of a region that is no more.
-    fn outlived(&self) -> Option<Failure> {
-        let state = variable("VP_STATE")?;
-        let reason = format!("the region in {state} was taken down, and this shell still has its exports (VP_STATE and others)");
-        matches!(self.region, Err(RegionError::Absent(_))).then_some(Failure::Nowhere { reason })
     }
 
     async fn session(&self) -> Result<Session, Failure> {

@@ -136,18 +136,20 @@ pub struct RaftHandle {
 }
 
 pub(super) type Confirmed = Result<u64, ReadError>;
+/// A round's answer, for all who joined it.
+type Round = Shared<oneshot::Receiver<Confirmed>>;
 
 /// The round of reads that has not begun: whoever asks meanwhile shares it, so that the thread is woken once for all of them.
 #[derive(Clone, Default)]
-pub(super) struct NextRound(Arc<Mutex<Option<Shared<oneshot::Receiver<Confirmed>>>>>);
+pub(super) struct NextRound(Arc<Mutex<Option<Round>>>);
 
 impl NextRound {
-    fn lock(&self) -> MutexGuard<'_, Option<Shared<oneshot::Receiver<Confirmed>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Round>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins it; the first one asks for it (`ask`).
-    fn join(&self, ask: impl FnOnce(oneshot::Sender<Confirmed>) -> Result<(), ReadError>) -> Result<Shared<oneshot::Receiver<Confirmed>>, ReadError> {
+    fn join(&self, ask: impl FnOnce(oneshot::Sender<Confirmed>) -> Result<(), ReadError>) -> Result<Round, ReadError> {
         let mut next = self.lock();
         if let Some(round) = next.as_ref().filter(|round| round.peek().is_none()) {
             return Ok(round.clone());
