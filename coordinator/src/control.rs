@@ -1,4 +1,5 @@
-//! The leader's loop: look, propose, look again, publish. Woken by events, it acts only on the current state; it keeps no memory of what it did.
+//! The leader's loop: look, propose, look again, publish. Woken by events, it acts only on the current state; of what it did it remembers only what the nodes
+//! were told last, so that a look that finds the same tells nobody.
 //! What is to be proposed is `vp_cluster::round`'s judgement; this carries it out.
 
 use std::{
@@ -23,7 +24,7 @@ use vp_cluster::{
 
 use crate::{
     catalogue,
-    desired::wishes,
+    desired::{Ground, wishes},
     leader::{CommandError, Leader},
 };
 
@@ -67,13 +68,22 @@ pub async fn pulse(leader: Arc<Leader>) {
     }
 }
 
+/// What a look leaves to the next.
+#[derive(Default)]
+pub struct Memory {
+    /// The term of the look; 0: this coordinator did not lead.
+    term: u64,
+    /// What the nodes were told in that term followed from this.
+    told: Option<Ground>,
+}
+
 impl Control {
     /// Runs for ever. A look at thousands of nodes takes its time at once: on a thread of its own, it keeps no session waiting.
     pub async fn run(self) {
-        let mut term = 0;
+        let mut memory = Memory::default();
         loop {
             let begun = Instant::now();
-            term = self.turn(term).await;
+            memory = self.turn(memory).await;
             // Each of ten thousand joins wakes it: what it takes of a processor is left to the sessions for as long.
             tokio::time::sleep(begun.elapsed().min(TICK)).await;
             tokio::select! {
@@ -83,26 +93,30 @@ impl Control {
         }
     }
 
-    /// One look, if this coordinator leads; `led` is the term of the look before (0: it did not lead), the answer that of this one.
+    /// One look, if this coordinator leads, with what the look before left.
     /// A new term begins with empty memory and a full window for every node.
-    pub async fn turn(&self, led: u64) -> u64 {
+    pub async fn turn(&self, memory: Memory) -> Memory {
         let status = self.leader.raft.status();
         if !status.leads() {
-            return 0;
+            return Memory::default();
         }
-        if status.term != led && !mutant!("old-terms-memory") {
-            info!(term = status.term, "leading");
-            self.leader.registry.begin_term();
-            self.leader.world.begin_term();
-            self.findings.send_replace(Findings::default());
+        let mut told = memory.told;
+        if status.term != memory.term {
+            told = None;
+            if !mutant!("old-terms-memory") {
+                info!(term = status.term, "leading");
+                self.leader.registry.begin_term();
+                self.leader.world.begin_term();
+                self.findings.send_replace(Findings::default());
+            }
         }
-        self.round(status.term).await;
-        status.term
+        Memory { term: status.term, told: self.round(status.term, told).await }
     }
 
-    async fn round(&self, term: u64) {
+    /// Takes and gives what the nodes have been told from.
+    async fn round(&self, term: u64, told: Option<Ground>) -> Option<Ground> {
         if self.leader.state().spec.roles.is_empty() && !self.bootstrap().await {
-            return;
+            return told;
         }
         let mut looks = 0;
         let (state, obs) = loop {
@@ -123,8 +137,12 @@ impl Control {
                 break (state, obs);
             }
         };
+        if told.as_ref().is_some_and(|told| told.is(&state, &obs)) && !self.leader.registry.is_untold() {
+            return told;
+        }
         let living = state.nodes.iter().filter(|(_, node)| matches!(node.lifecycle, Lifecycle::Ready | Lifecycle::Draining)).map(|(id, _)| id);
         self.leader.registry.publish(living, wishes(&state, &obs, term, &self.zookeeper_digest));
+        Some(Ground::of(&state, obs))
     }
 
     /// False: nothing was accepted, and looking again at once would find the same.

@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use vp_cluster::{
-    ClusterState, NodeId, Observations, SlotId,
+    ClusterState, NodeId, Observations, Revision, SlotId, VolumeId,
     ensemble::{self, Join},
     gates,
+    health::Serving,
+    observe::{EnsembleSeen, KafkaSeen, SlotSeen, VolumeSeen},
     state::{Fencing, Membership},
 };
 use vp_proto::v1;
@@ -52,12 +54,39 @@ pub struct Wishes {
     pub members: Vec<v1::Member>,
 }
 
+/// What [`wishes`] follow from, beside the term: from the same ground, the same wishes.
+pub struct Ground {
+    revision: Revision,
+    slots: BTreeMap<SlotId, SlotSeen>,
+    volumes: BTreeMap<VolumeId, VolumeSeen>,
+    zookeeper: Option<EnsembleSeen>,
+    kafka: Option<KafkaSeen>,
+}
+
+impl Ground {
+    /// What a look stood on. Whoever adds an observation that a start gate asks for adds it here.
+    pub fn of(state: &ClusterState, obs: Observations) -> Self {
+        let Observations { slots, volumes, zookeeper, kafka, .. } = obs;
+        Self { revision: state.revision, slots, volumes, zookeeper, kafka }
+    }
+
+    /// Whether these would be the same.
+    pub fn is(&self, state: &ClusterState, obs: &Observations) -> bool {
+        self.revision == state.revision
+            && self.slots == obs.slots
+            && self.volumes == obs.volumes
+            && self.zookeeper == obs.zookeeper
+            && self.kafka == obs.kafka
+    }
+}
+
 /// What every node is to run. `zookeeper_digest` is the administrator's digest (not a secret by itself).
 pub fn wishes(state: &ClusterState, obs: &Observations, term: u64, zookeeper_digest: &str) -> Wishes {
     let mut assignments: BTreeMap<NodeId, Vec<v1::Assignment>> = BTreeMap::new();
+    let serving = Serving::new(state, obs);
     for (id, slot) in &state.slots {
         let (Some(holder), Some(role)) = (&slot.holder, state.role(id)) else { continue };
-        let gate = gates::start(state, obs, id);
+        let gate = gates::start(&serving, id);
         let assignment = v1::Assignment {
             slot: Some(slot_ref(id)),
             generation: slot.generation.0,

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::watch;
 use vp_cluster::{
     ClusterState, Generation, NodeId, Session, SlotId,
-    observe::{Observations, Phase, SlotSeen},
+    observe::{NodeSeen, Observations, Phase, SlotSeen},
     self_watch::SelfWatch,
 };
 use vp_proto::v1;
@@ -58,6 +58,8 @@ struct Inner {
     entries: BTreeMap<NodeId, Entry>,
     /// Everybody who is placed, as published last.
     members: Arc<Vec<v1::Member>>,
+    /// Somebody has opened a stream since sets were published.
+    untold: bool,
 }
 
 /// What a heartbeat said.
@@ -138,6 +140,7 @@ impl Registry {
             members: Arc::default(),
         };
         inner.entries.insert(node.clone(), entry);
+        inner.untold = true;
         Some(Seat { stream, desired: receiver })
     }
 
@@ -187,6 +190,7 @@ impl Registry {
     /// Publishes each node's desired set if its content has changed. A node that holds nothing is not told who else there is: it would be told at every move.
     pub fn publish<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>, mut wishes: Wishes) {
         let mut inner = self.lock();
+        inner.untold = false;
         if *inner.members != wishes.members {
             inner.members = Arc::new(std::mem::take(&mut wishes.members));
         }
@@ -207,6 +211,11 @@ impl Registry {
         }
     }
 
+    /// Whether somebody waits for a desired set, however old the last one is.
+    pub fn is_untold(&self) -> bool {
+        self.lock().untold
+    }
+
     /// Nodes with a session whose stream is gone or which have been silent for longer than `silent_ms`.
     pub fn suspects(&self, silent_ms: u64) -> Vec<NodeId> {
         let now = self.now_ms();
@@ -222,10 +231,18 @@ impl Registry {
         let inner = self.lock();
         obs.trusted_since_ms = inner.own.trusted_since_ms(obs.now_ms, obs.lease_ms);
         obs.leading_since_ms = inner.leading_since_ms;
+        // Both maps are in order of ids: one walk instead of ten thousand searches.
+        let mut known = obs.nodes.iter_mut().peekable();
+        let mut unknown = Vec::new();
         for (node, entry) in &inner.entries {
-            let seen = obs.nodes.entry(node.clone()).or_default();
-            seen.heard_ms = entry.heard_ms;
-            seen.acknowledged_ms = entry.acknowledged_ms;
+            while known.next_if(|(other, _)| *other < node).is_some() {}
+            match known.next_if(|(other, _)| *other == node) {
+                Some((_, seen)) => (seen.heard_ms, seen.acknowledged_ms) = (entry.heard_ms, entry.acknowledged_ms),
+                None => {
+                    let seen = NodeSeen { heard_ms: entry.heard_ms, acknowledged_ms: entry.acknowledged_ms, ..NodeSeen::default() };
+                    unknown.push((node.clone(), seen));
+                }
+            }
             for (slot, report) in &entry.slots {
                 let generation = Generation(report.generation);
                 if state.slots.get(slot).is_some_and(|live| live.holder.as_ref() == Some(node) && live.generation == generation) {
@@ -239,6 +256,7 @@ impl Registry {
                 }
             }
         }
+        obs.nodes.extend(unknown);
     }
 
     /// The holder's report of a slot.

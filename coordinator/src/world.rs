@@ -8,7 +8,7 @@ use std::{
 use vp_cluster::{
     MemberId, NodeId, SlotId, VolumeId,
     healed::Starts,
-    observe::{BrakeMemory, EnsembleSeen, Instance, KafkaSeen, Observations, VolumeSeen},
+    observe::{BrakeMemory, EnsembleSeen, Instance, KafkaSeen, NodeSeen, Observations, VolumeSeen},
     report::Gate,
 };
 
@@ -66,12 +66,10 @@ impl World {
             .then(|| format!("EC2 has not answered for {} s ({error}): what dies is neither fenced by its word nor replaced", failing_ms / 1000))
     }
 
-    /// Fills in what this memory knows.
+    /// Begins with what this memory knows.
     pub fn observe(&self, obs: &mut Observations) {
         let seen = self.lock();
-        for (node, instance) in &seen.instances {
-            obs.nodes.entry(node.clone()).or_default().instance = *instance;
-        }
+        obs.nodes = seen.instances.iter().map(|(node, instance)| (node.clone(), NodeSeen { instance: *instance, ..NodeSeen::default() })).collect();
         obs.volumes.clone_from(&seen.volumes);
         obs.zone_empty_since_ms.clone_from(&seen.zone_empty_since_ms);
         obs.braked.clone_from(&seen.braked);

@@ -115,7 +115,7 @@ fn a_leader_that_is_removed_while_it_leads_steps_down_and_loses_nothing_that_was
     acknowledged.insert("after".to_owned());
     let next = cluster.leader().unwrap();
     assert!(acknowledged.is_subset(&cluster.written(next)), "{acknowledged:?}, kept {:?}", cluster.written(next));
-    assert!(!cluster.nodes[&next].0.voters().contains(&leader));
+    assert!(!cluster.nodes[&next].0.group().conf.voters.contains(&leader));
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn whoever_has_no_vote_never_stands_for_election_however_long_it_hears_nobody() 
     cluster.run_until("the two know that they are out", |cluster| gone.iter().all(|id| cluster.is_out(u64::from(*id))));
     for number in gone {
         let id = u64::from(number);
-        assert!(!cluster.nodes[&id].0.voters().contains(&id), "it knows that it is out");
+        assert!(!cluster.nodes[&id].0.group().conf.voters.contains(&id), "it knows that it is out");
         assert!(!take(&mut cluster, id), "one that was removed");
     }
     // Alone it stays a learner: the number of voters is odd.

@@ -3,7 +3,7 @@
 //! The rules are those of `roles.md` "ZooKeeper", after the project's dynamic-reconfiguration guide: one conditional `reconfig` at a time; a joiner is an
 //! observer until it is in sync; a replacement removes the old and adds the new in one command, never 3 to 4; growing and shrinking go by two.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
     command::Command,
@@ -12,7 +12,7 @@ use crate::{
     mutant,
     observe::{EnsembleSeen, Observations, Phase},
     report::Gate,
-    state::{ClusterState, Lifecycle, Membership, Node, Slot},
+    state::{ClusterState, Ensemble, Lifecycle, Membership, Node, Slot},
 };
 
 /// One `reconfig`, conditional on the version of the configuration it was decided on.
@@ -167,41 +167,48 @@ pub fn founding(state: &ClusterState, role: &RoleName) -> Option<Command> {
 /// A list of servers to start with: member id, address, votes.
 pub type Servers = Vec<(u32, String, bool)>;
 
-/// How the holder of a slot starts it, and the list it starts with. None: it may not start yet, because the list it would need
-/// cannot be known.
+/// How the holder of a slot starts it. None: it may not start yet, because the list it would need cannot be known.
 ///
 /// The founders' list may lack one founder (its slot has no node just now), never two: with one missing of an odd number a majority is still as large as
 /// before, so any two founders' quorums share a member; with two missing, a late founder could be a quorum of its own.
+pub fn join(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<Join> {
+    let slot = state.slots.get(id)?;
+    state.holder(slot)?;
+    let ensemble = state.ensembles.get(&id.role)?;
+    let seen = obs.zookeeper.as_ref();
+    if !slot.used && ensemble.founders.contains(&slot.member_id) {
+        let placed = state.slots_of(&id.role).filter(|(_, slot)| ensemble.founders.contains(&slot.member_id) && state.holder(slot).is_some()).count();
+        return (ensemble.founders.len() - placed <= 1).then_some(Join::Founder);
+    }
+    match seen {
+        Some(seen) if seen.voters.contains_key(&slot.member_id) => Some(Join::Member),
+        Some(_) => Some(Join::Observer),
+        // The list cannot be read (no quorum): a disk that was a voter's comes back as one.
+        None if slot.used && voted(ensemble, slot) => Some(Join::Member),
+        // Two joiners that made up their own list could form a quorum of their own.
+        None => None,
+    }
+}
+
+/// Whether a slot's member votes, as the log has it; a log from before lists were recorded knows only who is replacing somebody. One that is still replacing
+/// another, or came to make the ensemble larger, is not a voter yet.
+fn voted(ensemble: &Ensemble, slot: &Slot) -> bool {
+    if ensemble.voters.is_empty() { slot.retired_member.is_none() } else { ensemble.voters.contains(&slot.member_id) }
+}
+
+/// How the holder of a slot starts it ([`join`]), and the list it starts with.
 pub fn start_list(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<(Join, Servers)> {
+    let join = join(state, obs, id)?;
     let slot = state.slots.get(id)?;
     let (_, node) = state.holder(slot)?;
     let ensemble = state.ensembles.get(&id.role)?;
-    let founders = &ensemble.founders;
-    // Who votes, as the log has it; a log from before lists were recorded knows only who is replacing somebody.
-    let voted = |member: u32, replacing: bool| if ensemble.voters.is_empty() { !replacing } else { ensemble.voters.contains(&member) };
-    let seen = obs.zookeeper.as_ref();
-    let placed: BTreeMap<u32, String> =
-        state.slots_of(&id.role).filter_map(|(_, slot)| Some((slot.member_id, state.holder(slot)?.1.address.clone()))).collect();
-    let join = match seen {
-        _ if !slot.used && founders.contains(&slot.member_id) => Join::Founder,
-        Some(seen) if seen.voters.contains_key(&slot.member_id) => Join::Member,
-        // The list cannot be read (no quorum): a disk that was a voter's comes back as one.
-        None if slot.used && voted(slot.member_id, slot.retired_member.is_some()) => Join::Member,
-        _ => Join::Observer,
-    };
-    match join {
-        Join::Founder if founders.iter().filter(|member| !placed.contains_key(member)).count() > 1 => return None,
-        // Two joiners that made up their own list could form a quorum of their own.
-        Join::Observer if seen.is_none() => return None,
-        _ => {}
-    }
-    // One that is still replacing another, or came to make the ensemble larger, is not a voter yet.
-    let pending: BTreeSet<u32> =
-        state.slots_of(&id.role).filter(|(_, slot)| !voted(slot.member_id, slot.retired_member.is_some())).map(|(_, slot)| slot.member_id).collect();
-    let mut list: BTreeMap<u32, (String, bool)> = match (join, seen) {
-        (Join::Founder, _) => founders.iter().filter_map(|member| Some((*member, (placed.get(member)?.clone(), true)))).collect(),
+    let placed = || state.slots_of(&id.role).filter_map(|(_, slot)| Some((slot, state.holder(slot)?.1.address.clone())));
+    let mut list: BTreeMap<u32, (String, bool)> = match (join, &obs.zookeeper) {
+        (Join::Founder, _) => {
+            placed().filter(|(slot, _)| ensemble.founders.contains(&slot.member_id)).map(|(slot, address)| (slot.member_id, (address, true))).collect()
+        }
         (_, Some(seen)) => seen.voters.iter().map(|(member, address)| (*member, (address.clone(), true))).collect(),
-        (_, None) => placed.into_iter().filter(|(member, _)| !pending.contains(member)).map(|(member, address)| (member, (address, true))).collect(),
+        (_, None) => placed().filter(|(slot, _)| voted(ensemble, slot)).map(|(slot, address)| (slot.member_id, (address, true))).collect(),
     };
     list.insert(slot.member_id, (node.address.clone(), join != Join::Observer));
     Some((join, list.into_iter().map(|(member, (address, votes))| (member, address, votes)).collect()))

@@ -1,17 +1,18 @@
 //! May the holder start a slot now? A start gate never stops what runs.
 
 use crate::{
-    ensemble::start_list,
-    health::serving,
+    ensemble::join,
+    health::Serving,
     ids::SlotId,
     mutant,
     observe::{Observations, VolumeSeen},
     report::Gate,
-    state::{ClusterState, Membership},
+    state::Membership,
 };
 
 /// None: it may start. Otherwise the first closed gate.
-pub fn start(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<Gate> {
+pub fn start(serving: &Serving, id: &SlotId) -> Option<Gate> {
+    let (state, obs) = (serving.state, serving.obs);
     let slot = state.slots.get(id)?;
     let role = state.role(id)?;
     let (holder, node) = state.holder(slot)?;
@@ -27,13 +28,13 @@ pub fn start(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<Ga
         }
     }
     for needed in &role.after {
-        if !serving(state, obs, needed) {
+        if !serving.of(needed) {
             return Some(Gate::new(id, format!("{needed} does not serve yet"), format!("enough of {needed} is healthy")));
         }
     }
     match role.membership {
         Membership::None => None,
-        Membership::ZooKeeper => zookeeper(state, obs, id, &node.address),
+        Membership::ZooKeeper => zookeeper(serving, id, &node.address),
         Membership::Kafka => kafka(obs, id, slot.member_id, &node.address),
     }
 }
@@ -48,22 +49,23 @@ fn kafka(obs: &Observations, id: &SlotId, member_id: u32, address: &str) -> Opti
 }
 
 /// Founders start once the founding is in the log; a moved member once the ensemble knows its new address, so that both sides agree on the list.
-fn zookeeper(state: &ClusterState, obs: &Observations, id: &SlotId, address: &str) -> Option<Gate> {
+fn zookeeper(serving: &Serving, id: &SlotId, address: &str) -> Option<Gate> {
+    let (state, obs) = (serving.state, serving.obs);
     let slot = state.slots.get(id)?;
     let ensemble = state.ensembles.get(&id.role);
     if ensemble.is_none_or(|ensemble| ensemble.founders.is_empty()) {
         return Some(Gate::new(id, "the ensemble is not founded", "every wanted member has a node"));
     }
     if !slot.used && ensemble.is_some_and(|ensemble| ensemble.founders.contains(&slot.member_id)) {
-        let several_missing = start_list(state, obs, id).is_none();
+        let several_missing = join(state, obs, id).is_none();
         return several_missing.then(|| Gate::new(id, "more than one founder has no node", "all founders but one have a node"));
     }
     // roles.md, ZooKeeper 2: a joiner's list is the committed one; made up here, two joiners could form a quorum of their own.
-    if start_list(state, obs, id).is_none() {
+    if join(state, obs, id).is_none() {
         return Some(Gate::new(id, "the ensemble's member list cannot be read", "a majority of the ensemble serves"));
     }
     // Without a quorum nothing can be reconfigured: members with their disks come back under the list as vp knows it.
-    let seen = obs.zookeeper.as_ref().filter(|_| serving(state, obs, &id.role))?;
+    let seen = obs.zookeeper.as_ref().filter(|_| serving.of(&id.role))?;
     let listed = seen.voters.get(&slot.member_id)?;
     (listed != address)
         .then(|| Gate::new(id, format!("the ensemble lists member {} at {listed}", slot.member_id), format!("reconfig has moved it to {address}")))

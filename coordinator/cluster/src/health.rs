@@ -1,6 +1,9 @@
 //! How well the cluster is: what serves, how many more failures each service survives, and one word for it all.
 
-use std::collections::BTreeSet;
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     ids::{RoleName, SlotId},
@@ -49,6 +52,30 @@ pub fn serving(state: &ClusterState, obs: &Observations, role: &RoleName) -> boo
     service(state, obs, role).is_some_and(|service| service.serving)
 }
 
+/// Which roles serve, each worked out when it is first asked for: the gates of a thousand slots ask for the same few.
+pub struct Serving<'a> {
+    pub state: &'a ClusterState,
+    pub obs: &'a Observations,
+    known: RefCell<BTreeMap<RoleName, bool>>,
+}
+
+impl<'a> Serving<'a> {
+    pub fn new(state: &'a ClusterState, obs: &'a Observations) -> Self {
+        Self { state, obs, known: RefCell::default() }
+    }
+
+    /// As [`serving`].
+    pub fn of(&self, role: &RoleName) -> bool {
+        if let Some(known) = self.known.borrow().get(role) {
+            return *known;
+        }
+        let serves = serving(self.state, self.obs, role);
+        self.known.borrow_mut().insert(role.clone(), serves);
+        serves
+    }
+}
+
+/// How well a role is; None: there is no such role.
 pub fn service(state: &ClusterState, obs: &Observations, role: &RoleName) -> Option<Service> {
     let spec = state.spec.roles.get(role)?;
     let wanted = spec.pref as usize;

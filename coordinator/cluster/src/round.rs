@@ -4,6 +4,7 @@
 use crate::{
     command::{Command, Plan},
     ensemble, gates,
+    health::Serving,
     ids::{RoleName, SlotId},
     kafka,
     liveness::{self, Brake},
@@ -33,7 +34,8 @@ pub fn look(state: &ClusterState, obs: &Observations) -> Round {
     gates.extend(judged.gates);
     gates.extend(ensembles(state).filter_map(|role| ensemble::waits(state, obs, role)));
     gates.extend(kafka::waits(state, obs));
-    gates.extend(state.slots.keys().filter(|id| !started(state, obs, id)).filter_map(|id| gates::start(state, obs, id)));
+    let serving = Serving::new(state, obs);
+    gates.extend(state.slots.keys().filter(|id| !started(state, obs, id)).filter_map(|id| gates::start(&serving, id)));
     gates.sort();
     gates.dedup();
     let commands = [judged.verdicts, facts(state, obs), plan_command(&plan)].into_iter().find(|commands| !commands.is_empty());

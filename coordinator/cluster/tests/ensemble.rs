@@ -7,6 +7,7 @@ use vp_cluster::{
     Command,
     ensemble::{self, Join},
     gates,
+    health::Serving,
     observe::{Phase, VolumeSeen},
 };
 
@@ -45,7 +46,7 @@ fn a_joiner_waits_while_the_list_cannot_be_read() {
     let mut s = replaced();
     s.obs.zookeeper = None;
     assert_eq!(ensemble::start_list(&s.state, &s.obs, &slot("zookeeper-1")), None);
-    assert!(gates::start(&s.state, &s.obs, &slot("zookeeper-1")).is_some());
+    assert!(gates::start(&Serving::new(&s.state, &s.obs), &slot("zookeeper-1")).is_some());
     // Even after its first healthy report: it is not a voter until the list has it.
     let generation = s.generation("zookeeper-1");
     s.ok(Command::SlotUsed { slot: slot("zookeeper-1"), generation });
@@ -62,7 +63,7 @@ fn a_late_founder_is_never_a_quorum_of_its_own() {
     for (id, waits) in [("zookeeper-1", false), ("zookeeper-2", true)] {
         let (holder, generation) = (s.holder(id).expect("held"), s.generation(id));
         s.ok(Command::SlotReleased { slot: slot(id), generation, node: holder });
-        assert_eq!(gates::start(&s.state, &s.obs, &slot("zookeeper-3")).is_some(), waits, "{id} gone");
+        assert_eq!(gates::start(&Serving::new(&s.state, &s.obs), &slot("zookeeper-3")).is_some(), waits, "{id} gone");
     }
 }
 
@@ -99,7 +100,7 @@ fn start_gates_open_one_by_one() {
     let gate = |change: &dyn Fn(&mut Situation)| {
         let mut s = s.clone();
         change(&mut s);
-        gates::start(&s.state, &s.obs, &slot("kafka-1")).map(|gate| gate.closed_by).unwrap_or_default()
+        gates::start(&Serving::new(&s.state, &s.obs), &slot("kafka-1")).map(|gate| gate.closed_by).unwrap_or_default()
     };
     assert_eq!(gate(&|_| {}), "");
     assert!(gate(&|s| s.obs.volumes.clear()).contains("not attached"));

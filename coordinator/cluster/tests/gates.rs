@@ -1,10 +1,10 @@
 //! Start gates: what a slot's holder waits for, and what it does not.
 mod situation;
 use situation::{Situation, slot, spec};
-use vp_cluster::{Command, gates, observe::Phase, observe::VolumeSeen, round};
+use vp_cluster::{Command, gates, health::Serving, observe::Phase, observe::VolumeSeen, round};
 
 fn gate(s: &Situation, id: &str) -> String {
-    gates::start(&s.state, &s.obs, &slot(id)).map(|gate| gate.closed_by).unwrap_or_default()
+    gates::start(&Serving::new(&s.state, &s.obs), &slot(id)).map(|gate| gate.closed_by).unwrap_or_default()
 }
 
 #[test]

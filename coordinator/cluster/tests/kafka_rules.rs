@@ -3,7 +3,9 @@
 mod situation;
 use situation::{Situation, node_in, slot, spec};
 use vp_cluster::{
-    Action, Command, gates, kafka,
+    Action, Command, gates,
+    health::Serving,
+    kafka,
     observe::{PartitionSeen, Phase},
     round,
 };
@@ -144,7 +146,7 @@ fn rule_2_one_step_moves_few_partitions_and_the_next_waits_for_it() {
 fn rule_3_a_replacement_waits_until_the_old_session_has_expired() {
     let mut s = Situation::well();
     s.obs.kafka.as_mut().expect("read").registered.insert(1, "at-i-99".into());
-    let gate = gates::start(&s.state, &s.obs, &slot("kafka-1")).expect("closed");
+    let gate = gates::start(&Serving::new(&s.state, &s.obs), &slot("kafka-1")).expect("closed");
     assert!(gate.closed_by.contains("at-i-99 is still live"));
     has("zookeeper.session.timeout.ms=6000");
 }

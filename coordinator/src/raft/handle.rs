@@ -74,7 +74,7 @@ pub enum Role {
 }
 
 /// A member's view of the group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// Own id.
     pub id: u64,
@@ -88,8 +88,6 @@ pub struct Status {
     pub commit: u64,
     /// Highest index applied here.
     pub applied: u64,
-    /// Voting members.
-    pub voters: Vec<u64>,
     /// Leads and has applied the first entry of its term: its state is current.
     pub established: bool,
 }
@@ -223,7 +221,7 @@ impl RaftHandle {
 
     /// The status now.
     pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+        *self.status.borrow()
     }
 
     /// The status as it changes.

@@ -205,13 +205,6 @@ impl<S: Store, M: Machine> Node<S, M> {
         self.applied
     }
 
-    /// Voting members as this member knows them, sorted.
-    pub fn voters(&self) -> Vec<u64> {
-        let mut voters: Vec<u64> = self.raw.raft.prs().conf().to_conf_state().voters;
-        voters.sort_unstable();
-        voters
-    }
-
     /// Whether this member leads.
     pub fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader

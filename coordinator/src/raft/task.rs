@@ -317,7 +317,7 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     }
 
     fn publish(&mut self) {
-        let (applied, established, voters) = (self.node.applied(), self.node.may_read(), self.node.voters());
+        let (applied, established) = (self.node.applied(), self.node.may_read());
         let raft = &self.node.raw().raft;
         let status = Status {
             id: raft.id,
@@ -330,7 +330,6 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             },
             commit: raft.raft_log.committed,
             applied,
-            voters,
             established: established && applied >= raft.raft_log.committed,
         };
         // Once established in a term, it stays so: applying trails committing only for a moment.

@@ -262,8 +262,9 @@ impl Cluster {
         // One that was removed and has not heard of it is no part of it.
         let mut ours = self.nodes.iter().filter(|(id, _)| voters.contains(id));
         let same = ours.all(|(_, (node, state))| node.applied() == applied && **state.borrow() == *wanted);
-        let conf = self.nodes[&leader].0.group().conf;
-        same && conf.voters_outgoing.is_empty() && conf.learners.is_empty() && self.nodes[&leader].0.voters() == voters
+        let mut conf = self.nodes[&leader].0.group().conf;
+        conf.voters.sort_unstable();
+        same && conf.voters_outgoing.is_empty() && conf.learners.is_empty() && conf.voters == voters
     }
 }
 

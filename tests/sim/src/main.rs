@@ -9,6 +9,10 @@ use vp_sim::{
     runs::{Order, all, guarded},
 };
 
+/// As in the coordinator: a fifth of a run was in the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs whole clusters that a seed decides, and checks every step.
 #[derive(Parser)]
 #[command(version, about)]

@@ -72,9 +72,9 @@ pub struct Process {
     pub handle: RaftHandle,
     pub leader: Arc<Leader>,
     control: Arc<Control>,
-    looking: Option<Fiber<u64>>,
+    looking: Option<Fiber<control::Memory>>,
     look_due: bool,
-    led: u64,
+    looked: control::Memory,
     watch: Arc<CloudWatch>,
     watching: Option<Fiber<cloud_watch::Memory>>,
     memory: Option<cloud_watch::Memory>,
@@ -164,7 +164,7 @@ impl Process {
             control,
             looking: None,
             look_due: false,
-            led: 0,
+            looked: control::Memory::default(),
             watch,
             watching: None,
             memory: Some(cloud_watch::Memory::default()),
@@ -195,12 +195,12 @@ impl Process {
     fn advance(&mut self) -> bool {
         let mut moved = false;
         if self.looking.is_none() && (rang(&self.leader.wake) || std::mem::take(&mut self.look_due)) && !self.leader.state().spec.roles.is_empty() {
-            let (control, led) = (self.control.clone(), self.led);
-            self.looking = Some(Fiber::new(async move { control.turn(led).await }));
+            let (control, looked) = (self.control.clone(), std::mem::take(&mut self.looked));
+            self.looking = Some(Fiber::new(async move { control.turn(looked).await }));
             moved = true;
         }
-        if let Some(led) = advance(&mut self.looking) {
-            self.led = led;
+        if let Some(looked) = advance(&mut self.looking) {
+            self.looked = looked;
             moved = true;
         }
         if let Some(memory) = advance(&mut self.watching) {
