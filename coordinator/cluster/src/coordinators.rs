@@ -7,7 +7,10 @@
 //!                                              └─ terminated ─> reaped
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     apply::Events,
@@ -211,7 +214,7 @@ pub fn founded(slots: BTreeMap<u32, CoordinatorSlot>, apply_version: u32) -> Clu
 }
 
 /// Copies what a membership entry at `index` made of the group. `voters` and `learners` include those on their way in or out.
-pub fn configured(state: &mut ClusterState, index: u64, voters: &BTreeSet<MemberId>, learners: &BTreeSet<MemberId>) -> Vec<Event> {
+pub fn configured(state: &mut ClusterState, index: u64, voters: &BTreeSet<MemberId>, learners: &BTreeSet<MemberId>) -> Vec<Arc<Event>> {
     state.revision = state.revision.max(Revision(index));
     // A membership entry carries no clock: for people, the last one read will do.
     let unix_ms = state.events.back().map_or(0, |event| event.unix_ms);

@@ -1,6 +1,9 @@
 //! The replicated state: what is wanted, who is there, who holds what under which generation.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use crate::{
     command::Event,
@@ -232,8 +235,26 @@ pub struct ClusterState {
     pub ensembles: BTreeMap<RoleName, Ensemble>,
     #[cfg_attr(feature = "serde", serde(default))]
     pub brake_release: Option<BrakeRelease>,
-    pub events: VecDeque<Event>,
+    /// The last [`EVENT_RING`], oldest first; every copy of a state shares them: they are told once and never change.
+    #[cfg_attr(feature = "serde", serde(with = "shared"))]
+    pub events: VecDeque<Arc<Event>>,
     pub requests: Requests,
+}
+
+/// Shared events are written as if each were its own.
+#[cfg(feature = "serde")]
+mod shared {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{Arc, Event, VecDeque};
+
+    pub fn serialize<S: Serializer>(events: &VecDeque<Arc<Event>>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(events.iter().map(|event| &**event))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<VecDeque<Arc<Event>>, D::Error> {
+        Ok(Vec::<Event>::deserialize(from)?.into_iter().map(Arc::new).collect())
+    }
 }
 
 impl ClusterState {

@@ -121,7 +121,7 @@ impl Operators for OperatorsApi {
         };
         let name = id.to_string();
         let gates: Vec<v1::Gate> = self.findings.borrow().gates.iter().filter(|gate| gate.subject == name).cloned().map(wire_gate).collect();
-        let history: Vec<v1::Event> = state.events.iter().filter(|event| event.subject == name).map(wire_event).collect();
+        let history: Vec<v1::Event> = state.events.iter().filter(|event| event.subject == name).map(|event| wire_event(event)).collect();
         let view = self.slot(&state, &id, slot);
         Ok(Response::new(v1::Explanation { sentences: sentences(&state, &id, slot, &view, &gates), slot: Some(view), gates, history }))
     }

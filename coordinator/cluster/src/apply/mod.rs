@@ -10,6 +10,8 @@ pub use plan::{LAST_MEMBER_ID, next_member_id};
 pub(crate) use plan::{free_member_id, lease_is_proof, try_plan};
 pub use spec::MOST_SLOTS;
 
+use std::sync::Arc;
+
 use crate::{
     command::{Command, Event, Rejection},
     coordinators,
@@ -22,7 +24,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Rejection`]: nothing but the revision has changed.
-pub fn apply(state: &mut ClusterState, index: u64, unix_ms: u64, command: &Command) -> Result<Vec<Event>, Rejection> {
+pub fn apply(state: &mut ClusterState, index: u64, unix_ms: u64, command: &Command) -> Result<Vec<Arc<Event>>, Rejection> {
     let based_on = state.revision;
     if index < based_on.0 {
         return Err(Rejection::Impossible(format!("entry {index} comes after revision {based_on}: a revision never goes back")));
@@ -38,7 +40,7 @@ pub fn apply(state: &mut ClusterState, index: u64, unix_ms: u64, command: &Comma
 pub(crate) struct Events {
     revision: Revision,
     unix_ms: u64,
-    list: Vec<Event>,
+    list: Vec<Arc<Event>>,
 }
 
 impl Events {
@@ -47,7 +49,7 @@ impl Events {
     }
 
     /// Adds them to the state's ring.
-    pub(crate) fn keep(self, state: &mut ClusterState) -> Vec<Event> {
+    pub(crate) fn keep(self, state: &mut ClusterState) -> Vec<Arc<Event>> {
         state.events.extend(self.list.iter().cloned());
         while state.events.len() > EVENT_RING {
             state.events.pop_front();
@@ -56,13 +58,13 @@ impl Events {
     }
 
     pub(crate) fn say(&mut self, kind: &str, subject: impl ToString, detail: impl ToString) {
-        self.list.push(Event {
+        self.list.push(Arc::new(Event {
             revision: self.revision,
             unix_ms: self.unix_ms,
             kind: kind.to_owned(),
             subject: subject.to_string(),
             detail: detail.to_string(),
-        });
+        }));
     }
 }
 

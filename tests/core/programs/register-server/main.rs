@@ -26,6 +26,10 @@ use crate::{
     service::{Content, RegistersApi},
 };
 
+/// As the coordinator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// All clients of a test call from one address. Services here tell the door of no call, so it closes nobody for having made none.
 const DOOR: Bounds =
     Bounds { handshakes_per_address: 256, connections_per_address: 1024, first_request: Duration::from_secs(24 * 3600), idle: None, ..MEMBERS };
