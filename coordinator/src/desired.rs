@@ -72,11 +72,7 @@ impl Ground {
 
     /// Whether these would be the same.
     pub fn is(&self, state: &ClusterState, obs: &Observations) -> bool {
-        self.revision == state.revision
-            && self.slots == obs.slots
-            && self.volumes == obs.volumes
-            && self.zookeeper == obs.zookeeper
-            && self.kafka == obs.kafka
+        self.revision == state.revision && self.slots == obs.slots && self.volumes == obs.volumes && self.zookeeper == obs.zookeeper && self.kafka == obs.kafka
     }
 }
 
@@ -121,7 +117,12 @@ fn zookeeper_params(state: &ClusterState, obs: &Observations, id: &SlotId, diges
 
 #[cfg(test)]
 mod tests {
-    use vp_cluster::{Command, planner, state::RoleSpec, state::Spec};
+    use vp_cluster::{
+        Command,
+        observe::{NodeSeen, Phase},
+        planner,
+        state::{RoleSpec, Spec},
+    };
 
     use super::*;
 
@@ -174,6 +175,26 @@ mod tests {
         assert_eq!((told.term, told.revision, told.assignments[&NodeId::from("i-1")].len(), told.members.len()), (4, 3, 2, 2));
         assert!(told.members.iter().all(|member| member.address == "127.37.1.20" && member.generation == 3));
         assert_eq!(told.assignments.len(), 1, "nobody else holds anything");
+    }
+
+    #[test]
+    fn the_ground_is_the_same_until_something_moves_that_a_wish_follows_from() {
+        let (state, obs) = placed();
+        let ground = Ground::of(&state, obs.clone());
+        let moves: [(bool, fn(&mut ClusterState, &mut Observations)); 7] = [
+            (true, |_, obs| obs.now_ms += 200),
+            (true, |_, obs| drop(obs.nodes.insert("i-1".into(), NodeSeen { heard_ms: Some(7), ..NodeSeen::default() }))),
+            (false, |state, _| state.revision.0 += 1),
+            (false, |_, obs| drop(obs.slots.insert(SlotId::new("worker", 1), SlotSeen { phase: Phase::Healthy, ..SlotSeen::default() }))),
+            (false, |_, obs| drop(obs.volumes.insert(VolumeId::from("vol-1"), VolumeSeen::AttachedTo("i-1".into())))),
+            (false, |_, obs| obs.zookeeper = Some(EnsembleSeen::default())),
+            (false, |_, obs| obs.kafka = Some(KafkaSeen::default())),
+        ];
+        for (number, (same, change)) in moves.into_iter().enumerate() {
+            let (mut state, mut obs) = (state.clone(), obs.clone());
+            change(&mut state, &mut obs);
+            assert_eq!(ground.is(&state, &obs), same, "change {number}");
+        }
     }
 
     #[test]

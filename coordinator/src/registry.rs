@@ -295,6 +295,8 @@ fn phase(phase: v1::Phase) -> Phase {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+    use vp_cluster::observe::Instance;
+
     use super::*;
 
     /// One whose clock the test sets, ms.
@@ -456,6 +458,33 @@ mod tests {
             publish(&registry, revision, held, address);
             assert_eq!(news(&mut seat), wanted, "revision {revision}");
         }
+    }
+
+    #[test]
+    fn whoever_opens_a_stream_is_untold_until_sets_are_published() {
+        let registry = Registry::default();
+        assert!(!registry.is_untold());
+        for _ in 0..2 {
+            let mut seat = registry.open(&node(), Session(1)).unwrap();
+            assert!(registry.is_untold());
+            publish(&registry, 1, &[("i-1", 1)], "a");
+            assert_eq!((news(&mut seat), registry.is_untold()), (1, false), "the same set as before, on a stream that has not had it");
+        }
+    }
+
+    /// One node of which EC2 alone is known, one that alone was heard, two of both.
+    #[test]
+    fn what_was_heard_is_added_to_what_is_known_of_each_node() {
+        let (_, registry) = clocked(5);
+        for heard in ["i-1", "i-2", "i-4"] {
+            registry.open(&heard.into(), Session(1)).unwrap();
+        }
+        let running = NodeSeen { instance: Instance::Running, ..NodeSeen::default() };
+        let mut obs = Observations { nodes: ["i-1", "i-3", "i-4"].map(|node| (node.into(), running.clone())).into(), ..Observations::default() };
+        registry.observe(&ClusterState::default(), &mut obs);
+        let found: Vec<(&str, bool, Option<u64>)> =
+            obs.nodes.iter().map(|(node, seen)| (node.0.as_str(), seen.instance == Instance::Running, seen.heard_ms)).collect();
+        assert_eq!(found, [("i-1", true, Some(5)), ("i-2", false, Some(5)), ("i-3", true, None), ("i-4", true, Some(5))]);
     }
 
     #[test]

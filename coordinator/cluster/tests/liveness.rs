@@ -33,6 +33,20 @@ fn an_acknowledgement_after_the_last_word_starts_the_window_again() {
     assert!(judge(&s.state, &s.obs).verdicts.is_empty());
 }
 
+/// What is known of nodes that the state does not have, before, between and after those it has, is nobody's word.
+#[test]
+fn a_node_is_judged_by_what_was_seen_of_it_and_of_no_other() {
+    let mut s = silence("abcab", &[4]);
+    for stranger in ["a", "i-0", "i-1x", "i-3x", "i-4x", "i-9", "z"] {
+        s.hear(stranger, if stranger == "i-4x" { s.obs.now_ms } else { 0 });
+    }
+    s.obs.nodes.remove(&"i-2".into());
+    s.obs.leading_since_ms = 0;
+    let lost = |verdict: &Command| matches!(verdict, Command::NodeLost { node, .. } if ["i-2", "i-4"].contains(&node.0.as_str()));
+    let verdicts = judge(&s.state, &s.obs).verdicts;
+    assert!(verdicts.len() == 2 && verdicts.iter().all(lost), "{verdicts:?}");
+}
+
 #[test]
 fn terminated_passes_the_brake() {
     let mut s = silence("abcab", &[1, 2, 3, 4]);
