@@ -1,5 +1,5 @@
-//! A leader of one: its hands on volumes, in a region that notes what the leader has in sight at the moment it is asked; whom it asks EC2 about, and when; its
-//! word on what was not done.
+//! A leader of one: its hands on volumes, in a region that notes what the leader has in sight at the moment it is asked; whom it asks EC2 about, and when; whom
+//! it tells what to run; its word on what was not done.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 mod ledger;
 
@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use ledger::{Nobody, config, identity, until};
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 use tonic::Code;
 use vp_cloud::ec2::{Instance, InstanceState, Volume, VolumeState};
 use vp_cloud::error::CloudError;
@@ -20,6 +23,7 @@ use vp_cluster::{ClusterState, MemberId, NodeId, Rejection, Session, SlotId, Vol
 use vp_coordinator::api;
 use vp_coordinator::certificates::Certificates;
 use vp_coordinator::cloud_watch::{CloudWatch, Memory};
+use vp_coordinator::control::{self, Control, Findings};
 use vp_coordinator::leader::{CommandError, Leader, unix_ms};
 use vp_coordinator::machine::ClusterMachine;
 use vp_coordinator::raft::{self, NodeError, ProposeError, Status, open};
@@ -168,6 +172,23 @@ async fn a_volume_is_out_of_the_start_gates_sight_before_it_is_taken_away() {
     assert!(region.leader.set(leader.clone()).is_ok());
     CloudWatch { leader: leader.clone(), region: region.clone() }.turn(Memory::default()).await;
     assert_eq!(*region.detached.lock().unwrap(), [None], "asked once, and out of sight by then");
+    stop(&leader, ended).await;
+}
+
+/// A look that finds what the last one found tells nobody but those who have come since.
+#[tokio::test]
+async fn whoever_opens_a_stream_is_told_what_to_run_though_nothing_has_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leader, ended) = leads(folder.path(), given_back()).await;
+    let node = NodeId::from("i-1");
+    let control = Control { leader: leader.clone(), zookeeper_digest: String::new(), findings: watch::channel(Findings::default()).0 };
+    let mut memory = control.turn(control::Memory::default()).await;
+    for _ in 0..2 {
+        let seat = leader.registry.open(&node, Session(1)).unwrap();
+        memory = control.turn(memory).await;
+        assert!(seat.desired.has_changed().unwrap());
+        assert!(!leader.registry.is_untold());
+    }
     stop(&leader, ended).await;
 }
 
