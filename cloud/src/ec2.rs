@@ -235,9 +235,9 @@ impl Compute {
         Err(error)
     }
 
-    /// Detaches a volume from whatever holds it; a volume that nothing holds is success.
-    pub async fn detach_volume(&self, volume: &str) -> Result<(), CloudError> {
-        match self.client.detach_volume().volume_id(volume).send().await {
+    /// Detaches a volume from `instance`; one that does not hang on it (any more) is success, and stays where it is.
+    pub async fn detach_volume(&self, volume: &str, instance: &str) -> Result<(), CloudError> {
+        match self.client.detach_volume().volume_id(volume).instance_id(instance).send().await {
             Ok(_) => Ok(()),
             Err(error) => match translate("DetachVolume", error) {
                 CloudError::Invalid { code, .. } if code == "IncorrectState" || code.contains("Attachment") => Ok(()),

@@ -229,7 +229,8 @@ impl CloudWatch {
                     if !self.is_unclaimed(id, &volume.id, &at).await {
                         continue;
                     }
-                    match self.region.detach_volume(&volume.id.0).await {
+                    let off = if mutant!("detached-off-anybody") { "" } else { &at.0 };
+                    match self.region.detach_volume(&volume.id.0, off).await {
                         Ok(()) => info!(slot = %id, volume = %volume.id, node = %at, "volume detached"),
                         Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not detached yet"),
                     }

@@ -33,7 +33,8 @@ pub trait Region: Send + Sync + 'static {
     /// Makes a volume, or finds the one made earlier with the same token.
     async fn create_volume(&self, zone: &str, tags: &BTreeMap<String, String>, token: &str) -> Result<String, CloudError>;
     async fn attach_volume(&self, volume: &str, instance: &str, device: &str) -> Result<(), CloudError>;
-    async fn detach_volume(&self, volume: &str) -> Result<(), CloudError>;
+    /// Takes a volume off `instance`, and off no other: a call that arrives late finds it elsewhere and does nothing.
+    async fn detach_volume(&self, volume: &str, instance: &str) -> Result<(), CloudError>;
     /// Replaces the list of brokers for those outside the cluster, unless a newer revision's is there.
     async fn publish_brokers(&self, revision: u64, body: String) -> Result<(), StoreError>;
 }
@@ -69,8 +70,8 @@ impl Region for Aws {
         self.compute.attach_volume(volume, instance, device).await
     }
 
-    async fn detach_volume(&self, volume: &str) -> Result<(), CloudError> {
-        self.compute.detach_volume(volume).await
+    async fn detach_volume(&self, volume: &str, instance: &str) -> Result<(), CloudError> {
+        self.compute.detach_volume(volume, instance).await
     }
 
     async fn publish_brokers(&self, revision: u64, body: String) -> Result<(), StoreError> {

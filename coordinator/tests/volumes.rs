@@ -64,7 +64,8 @@ impl Region for OneVolume {
         panic!("nothing is to be attached")
     }
 
-    async fn detach_volume(&self, _: &str) -> Result<(), CloudError> {
+    async fn detach_volume(&self, _: &str, instance: &str) -> Result<(), CloudError> {
+        assert_eq!(instance, "i-1", "off whom it hangs on");
         let seen = self.leader.get().unwrap().world.lock().volumes.get(&VolumeId("vol-1".to_owned())).cloned();
         self.detached.lock().unwrap().push(seen);
         Ok(())
@@ -258,7 +259,7 @@ impl Region for Asked {
         panic!("nothing is to be attached")
     }
 
-    async fn detach_volume(&self, _: &str) -> Result<(), CloudError> {
+    async fn detach_volume(&self, _: &str, _: &str) -> Result<(), CloudError> {
         panic!("nothing is to be detached")
     }
 

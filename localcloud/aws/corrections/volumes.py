@@ -1,6 +1,6 @@
-"""A volume is attached to one instance of its own zone at a time, and leaves a terminating instance only when that is gone."""
+"""A volume is attached to one instance of its own zone at a time, leaves the instance that is named, and a terminating one only when that is gone."""
 
-from moto.ec2.exceptions import EC2ClientError, VolumeInUseError
+from moto.ec2.exceptions import EC2ClientError, InvalidVolumeAttachmentError, VolumeInUseError
 from moto.ec2.models.elastic_block_store import EBSBackend
 
 _attach = EBSBackend.attach_volume
@@ -45,11 +45,12 @@ def _attach_checked(backend, volume_id, instance_id, device_path, delete_on_term
 def _detach_checked(backend, volume_id, instance_id, device_path):
     volume = backend.get_volume(volume_id)
     attachment = volume.attachment
-    if attachment and (not instance_id or attachment.instance.id == instance_id):
-        if attachment.instance.state == "shutting-down":
-            attachment.status = "detaching"
-            return attachment
-    return _detach(backend, volume_id, instance_id or (attachment.instance.id if attachment else instance_id), device_path)
+    if not attachment or (instance_id and attachment.instance.id != instance_id):
+        raise InvalidVolumeAttachmentError(volume_id, instance_id)
+    if attachment.instance.state == "shutting-down":
+        attachment.status = "detaching"
+        return attachment
+    return _detach(backend, volume_id, attachment.instance.id, device_path)
 
 
 def _teardown(instance):

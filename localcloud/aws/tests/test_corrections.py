@@ -151,7 +151,10 @@ def test_a_volume_follows_only_after_termination_is_confirmed(region):
     assert state() == ("available", [])
     group.ec2.attach_volume(VolumeId=volume, InstanceId=second, Device="/dev/sdf")
     assert state() == ("in-use", [second])
-    group.ec2.detach_volume(VolumeId=volume)
+    with pytest.raises(botocore.exceptions.ClientError) as error:
+        group.ec2.detach_volume(VolumeId=volume, InstanceId=first)
+    assert code(error) == "InvalidAttachment.NotFound" and state() == ("in-use", [second])
+    group.ec2.detach_volume(VolumeId=volume, InstanceId=second)
     assert state() == ("available", [])
 
 

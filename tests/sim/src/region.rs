@@ -30,7 +30,7 @@ pub enum Call {
     Volumes(Vec<String>, Reply<Vec<Volume>>),
     Create { zone: String, token: String, reply: Reply<String> },
     Attach { volume: String, instance: String, reply: Reply<()> },
-    Detach(String, Reply<()>),
+    Detach { volume: String, instance: String, reply: Reply<()> },
 }
 
 /// Calls made and not yet sent off.
@@ -79,8 +79,9 @@ impl Region for SimRegion {
         self.call("AttachVolume", |reply| Call::Attach { volume, instance, reply }).await
     }
 
-    async fn detach_volume(&self, volume: &str) -> Result<(), CloudError> {
-        self.call("DetachVolume", |reply| Call::Detach(volume.to_owned(), reply)).await
+    async fn detach_volume(&self, volume: &str, instance: &str) -> Result<(), CloudError> {
+        let (volume, instance) = (volume.to_owned(), instance.to_owned());
+        self.call("DetachVolume", |reply| Call::Detach { volume, instance, reply }).await
     }
 
     async fn publish_brokers(&self, _: u64, _: String) -> Result<(), StoreError> {
@@ -195,17 +196,21 @@ impl World {
                 };
                 answer(reply, failed, "AttachVolume", value);
             }
-            Call::Detach(volume, reply) => {
+            Call::Detach { volume, instance, reply } => {
                 if carried_out {
-                    self.detach(&volume);
+                    self.detach(&volume, &instance);
                 }
                 answer(reply, failed, "DetachVolume", Ok(()));
             }
         }
     }
 
-    fn detach(&mut self, volume: &str) {
+    fn detach(&mut self, volume: &str, instance: &str) {
         let Some(at) = self.volumes.get(volume).and_then(|disk| disk.at) else { return };
+        // As EC2: without an instance, off whoever has it.
+        if !instance.is_empty() && self.hosts.get(&at).is_none_or(|host| host.id != instance) {
+            return;
+        }
         let user = self.processes.values().find(|process| process.host == at && process.volume.as_deref() == Some(volume));
         if let Some(process) = user {
             let what = format!("{volume} of {} is taken off {at} while generation {} runs on it", process.slot, process.generation);
