@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use aws_config::SdkConfig;
 use aws_sdk_ec2::Client;
+use aws_sdk_ec2::config::retry::RetryConfig;
 use aws_sdk_ec2::types::{self, Filter, ResourceType, Tag, TagSpecification, VolumeType};
 
 pub use crate::error::CloudError;
@@ -235,16 +236,12 @@ impl Compute {
         Err(error)
     }
 
-    /// Detaches a volume from `instance`; one that does not hang on it (any more) is success, and stays where it is.
+    /// Detaches a volume from `instance`; one that does not hang on it (any more) is success, and stays where it is. Asked once: a repetition would come
+    /// after the caller has looked whether the volume may go, and who has it may have changed since.
     pub async fn detach_volume(&self, volume: &str, instance: &str) -> Result<(), CloudError> {
-        match self.client.detach_volume().volume_id(volume).instance_id(instance).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => match translate("DetachVolume", error) {
-                CloudError::Invalid { code, .. } if code == "IncorrectState" || code.contains("Attachment") => Ok(()),
-                CloudError::NotFound { reason, .. } if reason.contains("attach") => Ok(()),
-                other => Err(other),
-            },
-        }
+        let once = aws_sdk_ec2::Config::builder().retry_config(RetryConfig::disabled());
+        let call = self.client.detach_volume().volume_id(volume).instance_id(instance).customize().config_override(once).send();
+        call.await.map(drop).or_else(|error| if_detached(translate("DetachVolume", error)))
     }
 
     /// Deletes a volume; one that is gone is success.
@@ -311,9 +308,24 @@ fn read_volume(raw: &types::Volume) -> Option<Volume> {
     })
 }
 
+/// What EC2 answers of a volume that hangs on nobody, or on another.
+fn if_detached(error: CloudError) -> Result<(), CloudError> {
+    if matches!(error.code(), Some("IncorrectState" | "InvalidAttachment.NotFound")) { Ok(()) } else { Err(error) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_volume_that_hangs_elsewhere_is_detached_and_one_whose_instance_or_answer_is_unknown_is_not() {
+        let missing = |code: &str| CloudError::NotFound { operation: "DetachVolume", code: code.to_owned(), reason: String::new() };
+        let refused = |code: &str| CloudError::Invalid { operation: "DetachVolume", code: code.to_owned(), reason: String::new() };
+        assert!(if_detached(missing("InvalidAttachment.NotFound")).is_ok());
+        assert!(if_detached(refused("IncorrectState")).is_ok());
+        assert!(if_detached(missing("InvalidInstanceID.NotFound")).is_err());
+        assert!(if_detached(CloudError::Unreachable { operation: "DetachVolume", reason: String::new() }).is_err());
+    }
 
     #[test]
     fn an_instance_without_a_state_is_unknown_and_its_group_comes_from_the_tag() {

@@ -1,5 +1,5 @@
 //! What a failed cloud call means to its caller: four cases, because a caller does one of four things.
-//! Left out: retries. The SDK repeats what is safe to repeat before any of these is returned.
+//! Left out: retries. The SDK repeats what is safe to repeat before any of these is returned; a detach is not (`ec2`).
 
 use std::error::Error;
 
@@ -16,7 +16,7 @@ use aws_sdk_ec2::error::SdkError;
 pub enum CloudError {
     /// The cloud answered that it knows no such thing. Never proof that a machine has stopped.
     #[error("{operation}: not found: {reason}")]
-    NotFound { operation: &'static str, reason: String },
+    NotFound { operation: &'static str, code: String, reason: String },
     /// No answer, or the service's own trouble: the outcome is unknown. Look before asking again.
     #[error("{operation}: outcome unknown: {reason}")]
     Unreachable { operation: &'static str, reason: String },
@@ -34,16 +34,16 @@ impl CloudError {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// The service's error code, when it refused the request.
+    /// The service's error code, when it refused the request or knows no such thing.
     pub fn code(&self) -> Option<&str> {
         match self {
-            Self::Invalid { code, .. } => Some(code),
+            Self::NotFound { code, .. } | Self::Invalid { code, .. } => Some(code),
             _ => None,
         }
     }
 
     pub(crate) fn not_found(operation: &'static str, what: &str) -> Self {
-        Self::NotFound { operation, reason: format!("{what} is not known there") }
+        Self::NotFound { operation, code: String::new(), reason: format!("{what} is not known there") }
     }
 
     /// An answer without a field that the API promises.
@@ -96,7 +96,7 @@ fn classify(operation: &'static str, code: String, reason: String) -> CloudError
     // Auto Scaling has no code of its own for a missing thing: ValidationError, told apart by its message.
     let missing = code.contains("NotFound") || (code == "ValidationError" && (reason.contains("not found") || reason.contains("does not exist")));
     if missing {
-        CloudError::NotFound { operation, reason }
+        CloudError::NotFound { operation, code, reason }
     } else if DENIED.contains(&code.as_str()) {
         CloudError::Denied { operation, reason }
     } else if TROUBLE.contains(&code.as_str()) {

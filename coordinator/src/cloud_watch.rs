@@ -231,7 +231,7 @@ impl CloudWatch {
                     }
                     let off = if mutant!("detached-off-anybody") { "" } else { &at.0 };
                     match self.region.detach_volume(&volume.id.0, off).await {
-                        Ok(()) => info!(slot = %id, volume = %volume.id, node = %at, "volume detached"),
+                        Ok(()) => info!(slot = %id, volume = %volume.id, node = %at, "volume is taken off"),
                         Err(error) => warn!(slot = %id, volume = %volume.id, %error, "volume not detached yet"),
                     }
                 }

@@ -65,9 +65,24 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// What a look stood on. Whoever adds an observation that a start gate asks for adds it here.
+    /// What a look stood on. Each observation that there is is named, so that whoever adds one says here whether a start gate asks for it.
     pub fn of(state: &ClusterState, obs: Observations) -> Self {
-        let Observations { slots, volumes, zookeeper, kafka, .. } = obs;
+        let Observations {
+            slots,
+            volumes,
+            zookeeper,
+            kafka,
+            now_ms: _,
+            leading_since_ms: _,
+            trusted_since_ms: _,
+            lease_ms: _,
+            given_up_ms: _,
+            coordinators: _,
+            braked: _,
+            joining: _,
+            nodes: _,
+            zone_empty_since_ms: _,
+        } = obs;
         Self { revision: state.revision, slots, volumes, zookeeper, kafka }
     }
 

@@ -178,7 +178,7 @@ pub fn join(state: &ClusterState, obs: &Observations, id: &SlotId) -> Option<Joi
     let seen = obs.zookeeper.as_ref();
     if !slot.used && ensemble.founders.contains(&slot.member_id) {
         let placed = state.slots_of(&id.role).filter(|(_, slot)| ensemble.founders.contains(&slot.member_id) && state.holder(slot).is_some()).count();
-        return (ensemble.founders.len() - placed <= 1).then_some(Join::Founder);
+        return (placed + 1 >= ensemble.founders.len()).then_some(Join::Founder);
     }
     match seen {
         Some(seen) if seen.voters.contains_key(&slot.member_id) => Some(Join::Member),

@@ -14,6 +14,13 @@ class IncorrectState(EC2ClientError):
         super().__init__(self.code, f"Instance {instance.id} is {instance.state}, not running.")
 
 
+class NotAttached(EC2ClientError):
+    code = "IncorrectState"
+
+    def __init__(self, volume):
+        super().__init__(self.code, f"Volume {volume.id} is in the 'available' state.")
+
+
 class ZoneMismatch(EC2ClientError):
     code = "InvalidVolume.ZoneMismatch"
 
@@ -45,7 +52,9 @@ def _attach_checked(backend, volume_id, instance_id, device_path, delete_on_term
 def _detach_checked(backend, volume_id, instance_id, device_path):
     volume = backend.get_volume(volume_id)
     attachment = volume.attachment
-    if not attachment or (instance_id and attachment.instance.id != instance_id):
+    if not attachment:
+        raise NotAttached(volume)
+    if instance_id and attachment.instance.id != instance_id:
         raise InvalidVolumeAttachmentError(volume_id, instance_id)
     if attachment.instance.state == "shutting-down":
         attachment.status = "detaching"

@@ -155,6 +155,9 @@ def test_a_volume_follows_only_after_termination_is_confirmed(region):
         group.ec2.detach_volume(VolumeId=volume, InstanceId=first)
     assert code(error) == "InvalidAttachment.NotFound" and state() == ("in-use", [second])
     group.ec2.detach_volume(VolumeId=volume, InstanceId=second)
+    with pytest.raises(botocore.exceptions.ClientError) as error:
+        group.ec2.detach_volume(VolumeId=volume)
+    assert code(error) == "IncorrectState"
     assert state() == ("available", [])
 
 

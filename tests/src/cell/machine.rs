@@ -199,10 +199,16 @@ impl Witnesses {
         for one in self.task.await? {
             all.extend(one?);
         }
-        all.sort_unstable();
-        anyhow::ensure!(!all.is_empty(), "no heartbeat at all");
-        let at = |permille: usize| all[(all.len() * permille / 1000).min(all.len() - 1)];
-        Ok(Latency { beats: all.len(), p50: at(500), p99: at(990), worst: at(1000) })
+        Latency::of(all).context("no heartbeat at all")
+    }
+}
+
+impl Latency {
+    /// None: of nothing.
+    pub fn of(mut taken: Vec<Duration>) -> Option<Self> {
+        taken.sort_unstable();
+        let at = |permille: usize| taken.get((taken.len() * permille / 1000).min(taken.len().checked_sub(1)?)).copied();
+        Some(Self { beats: taken.len(), p50: at(500)?, p99: at(990)?, worst: at(1000)? })
     }
 }
 

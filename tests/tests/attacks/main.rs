@@ -2,6 +2,7 @@
 //! honest does not notice. Left out: what a coordinator's own key allows (it opens the root's, see `vp_trust::authority`).
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
+mod beside;
 mod calls;
 mod certificates;
 mod coordinators;
@@ -13,6 +14,7 @@ mod wire;
 
 use std::fmt::Debug;
 use std::sync::{OnceLock, RwLock};
+use std::time::Instant;
 
 use tonic::{Code, Status};
 use vp_tests::cell::Cell;
@@ -33,6 +35,7 @@ extern "C" fn leave() {
     if let Some(cell) = CELL.get() {
         cell.leave();
     }
+    beside::tell();
 }
 
 /// Lets this program and the coordinators that it starts have as many descriptors as they may. An attack that runs out of them is none, and nobody would see it.
@@ -52,11 +55,14 @@ fn cell() -> &'static Cell {
     })
 }
 
-/// Runs one attack beside others.
+/// Runs one attack beside others, and beside honest agents.
 fn attack(attack: impl Future<Output = ()>) {
+    beside::begin();
     let _side_by_side = QUIET.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let from = Instant::now();
     cell().block_on(attack);
     assert!(cell().all_live(), "{}", cell().last_words());
+    beside::judge(from);
 }
 
 /// An honest instance, enrolled.
