@@ -60,6 +60,8 @@ struct Inner {
     members: Arc<Vec<v1::Member>>,
     /// Somebody has opened a stream since sets were published.
     untold: bool,
+    /// Whose registration is being decided, and since when: its hello was its last word until its stream is open.
+    expected_ms: BTreeMap<NodeId, u64>,
 }
 
 /// What a heartbeat said.
@@ -113,7 +115,15 @@ impl Registry {
         let now = self.now_ms();
         let mut inner = self.lock();
         inner.entries.clear();
+        inner.expected_ms.clear();
         inner.leading_since_ms = now;
+    }
+
+    /// The registration of a node that has said hello is about to be proposed. From its place in the log to its stream it is a node that has no entry here, or the
+    /// old one of an earlier session: judged by that it would be lost as soon as it is there.
+    pub fn expect(&self, node: &NodeId) {
+        let now = self.now_ms();
+        self.lock().expected_ms.insert(node.clone(), now);
     }
 
     /// A verified node opens a stream. None: its loss is being decided, it may not come back under this session.
@@ -141,6 +151,7 @@ impl Registry {
         };
         inner.entries.insert(node.clone(), entry);
         inner.untold = true;
+        inner.expected_ms.remove(node);
         Some(Seat { stream, desired: receiver })
     }
 
@@ -257,6 +268,10 @@ impl Registry {
             }
         }
         obs.nodes.extend(unknown);
+        for (node, expected_ms) in &inner.expected_ms {
+            let seen = obs.nodes.entry(node.clone()).or_default();
+            seen.heard_ms = seen.heard_ms.max(Some(*expected_ms));
+        }
     }
 
     /// The holder's report of a slot.

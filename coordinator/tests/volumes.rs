@@ -20,7 +20,7 @@ use vp_cloud::s3::StoreError;
 use vp_cluster::observe::VolumeSeen;
 use vp_cluster::state::{self, Fencing, Lifecycle, Membership, Node, RoleSpec, Slot};
 use vp_cluster::{ClusterState, MemberId, NodeId, Rejection, Session, SlotId, VolumeId, Zone};
-use vp_coordinator::api;
+use vp_coordinator::api::{self, agents};
 use vp_coordinator::certificates::Certificates;
 use vp_coordinator::cloud_watch::{CloudWatch, Memory};
 use vp_coordinator::control::{self, Control, Findings};
@@ -32,6 +32,7 @@ use vp_coordinator::registry::{Heard, Registry};
 use vp_coordinator::settings::{self, Settings};
 use vp_coordinator::storage::StoreOptions;
 use vp_coordinator::world::World;
+use vp_proto::v1;
 
 /// One node that runs and holds nothing, one volume that still hangs on it.
 #[derive(Default)]
@@ -184,6 +185,53 @@ async fn a_volume_is_out_of_the_start_gates_sight_before_it_is_taken_away() {
 #[tokio::test]
 async fn a_detach_names_the_node_it_was_decided_for() {
     assert!(matches!(&detached().await[..], [(node, _)] if node == "i-1"));
+}
+
+/// The control loop looks all the while, also between a node's registration and its stream: without a word of its own yet, the node is not silent since the
+/// leader began to lead.
+#[tokio::test]
+async fn a_node_that_registers_is_not_lost_before_its_stream_is_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicU64::new(1_000));
+    let clock = now.clone();
+    let mut state = given_back();
+    state.nodes.clear();
+    let (leader, ended) = leads_with(folder.path(), state, Registry::on(Box::new(move || clock.load(Relaxed)))).await;
+    let control = Control { leader: leader.clone(), zookeeper_digest: String::new(), findings: watch::channel(Findings::default()).0 };
+    let mut memory = control.turn(control::Memory::default()).await;
+    for at in (1_000..20_000).step_by(100) {
+        now.store(at, Relaxed);
+        leader.registry.look(4000);
+    }
+    for number in 2..60 {
+        let hello = v1::Hello { instance_id: format!("i-{number}"), address: format!("10.0.1.{number}"), ..v1::Hello::default() };
+        let running = Instance {
+            id: hello.instance_id.clone(),
+            state: InstanceState::Running,
+            address: None,
+            zone: "z1".to_owned(),
+            kind: "t3.small".to_owned(),
+            tags: BTreeMap::new(),
+            group: None,
+        };
+        let joined = std::cell::Cell::new(false);
+        let joins = async {
+            let seat = agents::welcome(&leader, &hello, async { Ok(running) }).await.unwrap();
+            joined.set(true);
+            seat
+        };
+        let looks = async {
+            while !joined.get() {
+                memory = control.turn(std::mem::take(&mut memory)).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(joins, looks);
+        memory = control.turn(memory).await;
+        let node = &leader.state().nodes[&NodeId(hello.instance_id)];
+        assert_eq!(node.lifecycle, Lifecycle::Ready, "{number}");
+    }
+    stop(&leader, ended).await;
 }
 
 /// A look that finds what the last one found tells nobody but those who have come since.

@@ -156,6 +156,9 @@ async fn register(leader: &Leader, id: &NodeId, hello: &v1::Hello, instance: &In
         cpu_millis: hello.cpu_millis,
         agent_version: clip(&hello.agent_version, 40),
     };
+    if !mutant!("registered-unheard") {
+        leader.registry.expect(id);
+    }
     match leader.propose(command).await {
         Ok(index) => Ok(Session(index)),
         Err(CommandError::Rejected(rejection)) => Err(Status::permission_denied(rejection.to_string())),

@@ -30,6 +30,7 @@ pub const ALL: &[Mutant] = &[
     mutant("vp-cluster", "margin-forgotten", "a node is lost at the lease's end, without drift and margin"),
     mutant("vp-cluster", "no-window-for-a-new-leader", "a new leader counts silence from before its election"),
     mutant("vp-coordinator", "detached-off-anybody", "a volume is taken off whoever holds it when the call arrives"),
+    mutant("vp-coordinator", "registered-unheard", "a node counts as silent from its registration until its stream is open"),
     mutant("vp-coordinator", "newcomers-untold", "whoever opens a stream is told what to run only when something has moved"),
     mutant("vp-coordinator", "reports-tell-nobody", "what agents report of their slots opens no gate for others until something else moves"),
     mutant("vp-coordinator", "old-terms-memory", "a new term begins with the memory of an earlier one"),
