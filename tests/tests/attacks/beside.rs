@@ -64,7 +64,7 @@ pub fn begin() {
         for number in 0..3 {
             let (machine, own) = cell().block_on(honest(&format!("i-beside-{number}")));
             let seen = seen.clone();
-            cell().block_on(async { tokio::spawn(heartbeats(machine, own, seen)) });
+            cell().block_on(async { drop(tokio::spawn(heartbeats(machine, own, seen))) });
         }
         std::thread::sleep(QUIET_FOR); // the span of the measurement
         let quiet = Latency::of(lock(&seen).beats.iter().map(|beat| beat.took).collect()).unwrap();
