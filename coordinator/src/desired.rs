@@ -136,7 +136,7 @@ fn zookeeper_params(state: &ClusterState, obs: &Observations, id: &SlotId, diges
 mod tests {
     use vp_cluster::{
         Command,
-        observe::{NodeSeen, Phase},
+        observe::Phase,
         planner,
         state::{RoleSpec, Spec},
     };
@@ -194,16 +194,18 @@ mod tests {
         assert_eq!(told.assignments.len(), 1, "nobody else holds anything");
     }
 
+    type Move = fn(&mut ClusterState, &mut Observations);
+
     #[test]
     fn the_ground_is_the_same_until_something_moves_that_a_wish_follows_from() {
         let (state, obs) = placed();
         let ground = Ground::of(&state, obs.clone());
-        let moves: [(bool, fn(&mut ClusterState, &mut Observations)); 7] = [
+        let moves: [(bool, Move); 7] = [
             (true, |_, obs| obs.now_ms += 200),
-            (true, |_, obs| drop(obs.nodes.insert("i-1".into(), NodeSeen { heard_ms: Some(7), ..NodeSeen::default() }))),
+            (true, |_, obs| obs.nodes.entry("i-1".into()).or_default().heard_ms = Some(7)),
             (false, |state, _| state.revision.0 += 1),
-            (false, |_, obs| drop(obs.slots.insert(SlotId::new("worker", 1), SlotSeen { phase: Phase::Healthy, ..SlotSeen::default() }))),
-            (false, |_, obs| drop(obs.volumes.insert(VolumeId::from("vol-1"), VolumeSeen::AttachedTo("i-1".into())))),
+            (false, |_, obs| obs.slots.entry(SlotId::new("worker", 1)).or_default().phase = Phase::Healthy),
+            (false, |_, obs| obs.volumes.extend([("vol-1".into(), VolumeSeen::AttachedTo("i-1".into()))])),
             (false, |_, obs| obs.zookeeper = Some(EnsembleSeen::default())),
             (false, |_, obs| obs.kafka = Some(KafkaSeen::default())),
         ];
