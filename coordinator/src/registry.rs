@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::watch;
 use vp_cluster::{
     ClusterState, Generation, NodeId, Session, SlotId,
-    observe::{NodeSeen, Observations, Phase, SlotSeen},
+    observe::{NodeSeen, Observations, Phase, SlotSeen, in_step},
     self_watch::SelfWatch,
 };
 use vp_proto::v1;
@@ -242,13 +242,10 @@ impl Registry {
         let inner = self.lock();
         obs.trusted_since_ms = inner.own.trusted_since_ms(obs.now_ms, obs.lease_ms);
         obs.leading_since_ms = inner.leading_since_ms;
-        // Both maps are in order of ids: one walk instead of ten thousand searches.
-        let mut known = obs.nodes.iter_mut().peekable();
         let mut unknown = Vec::new();
-        for (node, entry) in &inner.entries {
-            while known.next_if(|(other, _)| *other < node).is_some() {}
-            match known.next_if(|(other, _)| *other == node) {
-                Some((_, seen)) => (seen.heard_ms, seen.acknowledged_ms) = (entry.heard_ms, entry.acknowledged_ms),
+        for (node, entry, seen) in in_step(inner.entries.iter(), obs.nodes.iter_mut()) {
+            match seen {
+                Some(seen) => (seen.heard_ms, seen.acknowledged_ms) = (entry.heard_ms, entry.acknowledged_ms),
                 None => {
                     let seen = NodeSeen { heard_ms: entry.heard_ms, acknowledged_ms: entry.acknowledged_ms, ..NodeSeen::default() };
                     unknown.push((node.clone(), seen));

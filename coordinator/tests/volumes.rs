@@ -131,6 +131,19 @@ fn given_back() -> ClusterState {
     state
 }
 
+/// What EC2 says of an instance that runs.
+fn running(id: &str) -> Instance {
+    Instance {
+        id: id.to_owned(),
+        state: InstanceState::Running,
+        address: None,
+        zone: "z1".to_owned(),
+        kind: "t3.small".to_owned(),
+        tags: BTreeMap::new(),
+        group: None,
+    }
+}
+
 /// Leads alone, and begins with `state`; and how its log ends.
 async fn leads(folder: &Path, state: ClusterState) -> (Arc<Leader>, JoinHandle<Result<(), NodeError>>) {
     leads_with(folder, state, Registry::default()).await
@@ -205,15 +218,7 @@ async fn a_node_that_registers_is_not_lost_before_its_stream_is_open() {
     }
     for number in 2..60 {
         let hello = v1::Hello { instance_id: format!("i-{number}"), address: format!("10.0.1.{number}"), ..v1::Hello::default() };
-        let running = Instance {
-            id: hello.instance_id.clone(),
-            state: InstanceState::Running,
-            address: None,
-            zone: "z1".to_owned(),
-            kind: "t3.small".to_owned(),
-            tags: BTreeMap::new(),
-            group: None,
-        };
+        let running = running(&hello.instance_id);
         let joined = std::cell::Cell::new(false);
         let joins = async {
             let seat = agents::welcome(&leader, &hello, async { Ok(running) }).await.unwrap();
@@ -291,16 +296,7 @@ impl Region for Asked {
             return Err(CloudError::Unreachable { operation: "DescribeInstances", reason: "away".to_owned() });
         }
         let forgotten = self.forgotten.lock().unwrap();
-        let running = |id: &String| Instance {
-            id: id.clone(),
-            state: InstanceState::Running,
-            address: None,
-            zone: "z1".to_owned(),
-            kind: "t3.small".to_owned(),
-            tags: BTreeMap::new(),
-            group: None,
-        };
-        Ok(ids.iter().filter(|id| !forgotten.contains(*id)).map(running).collect())
+        Ok(ids.iter().filter(|id| !forgotten.contains(*id)).map(|id| running(id)).collect())
     }
 
     async fn terminate_in_group(&self, _: &str) -> Result<(), CloudError> {

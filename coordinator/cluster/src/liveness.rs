@@ -14,7 +14,7 @@ use crate::{
     command::Command,
     ids::{NodeId, Session},
     mutant,
-    observe::{BrakeMemory, Instance, NodeSeen, Observations},
+    observe::{BrakeMemory, Instance, NodeSeen, Observations, in_step},
     report::Gate,
     state::{ClusterState, Lifecycle, Node},
 };
@@ -199,13 +199,9 @@ fn silence<'a>(state: &'a ClusterState, obs: &Observations, unheard: Unheard) ->
     found
 }
 
-/// Every node with what was seen of it. Both maps are in order of ids: one walk instead of ten thousand searches.
+/// Every node with what was seen of it.
 fn with_seen<'a, 'b>(state: &'a ClusterState, obs: &'b Observations) -> impl Iterator<Item = (&'a NodeId, &'a Node, Option<&'b NodeSeen>)> {
-    let mut seen = obs.nodes.iter().peekable();
-    state.nodes.iter().map(move |(id, node)| {
-        while seen.next_if(|(other, _)| *other < id).is_some() {}
-        (id, node, seen.next_if(|(other, _)| *other == id).map(|(_, seen)| seen))
-    })
+    in_step(state.nodes.iter(), obs.nodes.iter())
 }
 
 fn is_vouched(state: &ClusterState, id: &NodeId, node: &Node) -> bool {

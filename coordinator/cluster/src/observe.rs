@@ -112,6 +112,18 @@ impl KafkaSeen {
     }
 }
 
+/// What a second map has of each key of a first, both in order of their keys: one walk instead of a search for each of ten thousand nodes.
+pub fn in_step<'a, 'b, K: Ord + 'a + 'b, A, B>(
+    first: impl Iterator<Item = (&'a K, A)>,
+    second: impl Iterator<Item = (&'b K, B)>,
+) -> impl Iterator<Item = (&'a K, A, Option<B>)> {
+    let mut second = second.peekable();
+    first.map(move |(key, value)| {
+        while second.next_if(|(other, _)| **other < *key).is_some() {}
+        (key, value, second.next_if(|(other, _)| **other == *key).map(|(_, found)| found))
+    })
+}
+
 /// A coordinator as the leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoordinatorSeen {

@@ -157,6 +157,23 @@ impl Session {
         let ack = tokio::time::timeout(within, acknowledged).await.context("no acknowledgement in time")??;
         Ok((sent.elapsed(), ack))
     }
+
+    /// Heartbeats twenty times a second until `enough`, which is told when each was sent and how long it took, says so.
+    ///
+    /// # Errors
+    /// The session ended, or a heartbeat was not acknowledged within half a lease.
+    pub async fn beats(&mut self, mut enough: impl FnMut(Instant, Duration) -> bool) -> anyhow::Result<()> {
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let sent = Instant::now();
+            let (took, _) = self.beat(Heartbeat::default(), Duration::from_millis(super::LEASE_MS / 2)).await?;
+            if enough(sent, took) {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Honest agents whose heartbeats are measured while something else goes on.
@@ -204,6 +221,11 @@ impl Witnesses {
 }
 
 impl Latency {
+    /// This p99 over the quiet one.
+    pub fn ratio(&self, quiet: &Self) -> f64 {
+        self.p99.as_secs_f64() / quiet.p99.as_secs_f64()
+    }
+
     /// None: of nothing.
     pub fn of(mut taken: Vec<Duration>) -> Option<Self> {
         taken.sort_unstable();
@@ -214,12 +236,10 @@ impl Latency {
 
 async fn beats(mut session: Session, stopped: tokio::sync::watch::Receiver<bool>) -> anyhow::Result<Vec<Duration>> {
     let mut taken = Vec::new();
-    let mut ticks = tokio::time::interval(Duration::from_millis(50));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while !*stopped.borrow() {
-        ticks.tick().await;
-        let (took, _) = session.beat(Heartbeat::default(), Duration::from_millis(super::LEASE_MS / 2)).await?;
+    let noted = |_, took| {
         taken.push(took);
-    }
+        *stopped.borrow()
+    };
+    session.beats(noted).await?;
     Ok(taken)
 }

@@ -8,8 +8,6 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use vp_proto::v1::Heartbeat;
-use vp_tests::cell::LEASE_MS;
 use vp_tests::cell::machine::{Latency, Machine};
 use vp_trust::Credentials;
 
@@ -18,8 +16,6 @@ use super::{QUIET, cell, honest};
 
 /// How long the quiet before the first attack is measured.
 const QUIET_FOR: Duration = Duration::from_secs(4);
-/// From one heartbeat to the next.
-const EVERY: Duration = Duration::from_millis(50);
 /// Of so many heartbeats a p99 is judged.
 const ENOUGH: usize = 3000;
 
@@ -36,7 +32,6 @@ struct Seen {
     failures: Vec<(Instant, String)>,
 }
 
-#[derive(Clone, Copy)]
 struct Beat {
     sent: Instant,
     took: Duration,
@@ -74,28 +69,20 @@ pub fn begin() {
 
 async fn heartbeats(machine: Machine, own: Credentials, seen: Arc<Mutex<Seen>>) {
     loop {
-        let failed = session(&machine, &own, &seen).await;
-        lock(&seen).failures.push((Instant::now(), format!("{}: {failed:#}", machine.id)));
-        tokio::time::sleep(EVERY).await; // a pause before it is tried again
+        if let Err(error) = session(&machine, &own, &seen).await {
+            lock(&seen).failures.push((Instant::now(), format!("{}: {error:#}", machine.id)));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await; // a pause before it is tried again
     }
 }
 
 /// Until it fails.
-async fn session(machine: &Machine, own: &Credentials, seen: &Mutex<Seen>) -> anyhow::Error {
-    let mut session = match machine.session(cell(), own).await {
-        Ok(session) => session,
-        Err(error) => return error,
+async fn session(machine: &Machine, own: &Credentials, seen: &Mutex<Seen>) -> anyhow::Result<()> {
+    let noted = |sent, took| {
+        lock(seen).beats.push(Beat { sent, took });
+        false
     };
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let sent = Instant::now();
-        match session.beat(Heartbeat::default(), Duration::from_millis(LEASE_MS / 2)).await {
-            Ok((took, _)) => lock(seen).beats.push(Beat { sent, took }),
-            Err(error) => return error,
-        }
-    }
+    machine.session(cell(), own).await?.beats(noted).await
 }
 
 fn lock<T>(place: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -110,45 +97,35 @@ pub fn judge(from: Instant) {
     if let Some(error) = failed {
         panic!("an honest agent noticed: {error}\n{}", cell().last_words());
     }
-    lock(&beside.attacks).push(attack);
-    if let Some(all) = beside.all().filter(|all| all.beats >= ENOUGH) {
-        let ratio = beside.ratio(&all);
+    let mut attacks = lock(&beside.attacks);
+    attacks.push(attack);
+    if let Some(all) = beside.during(&attacks).filter(|all| all.beats >= ENOUGH) {
+        let ratio = all.ratio(&beside.quiet);
         assert!(ratio <= GROSS, "beside attacks heartbeats have {ratio:.2} times their quiet p99, {GROSS} is the most");
     }
 }
 
 impl Beside {
-    fn all(&self) -> Option<Latency> {
-        let attacks = lock(&self.attacks);
+    /// Heartbeats while any of these attacks went on; none: there was none.
+    fn during(&self, attacks: &[Attack]) -> Option<Latency> {
         let under = |beat: &&Beat| attacks.iter().any(|attack| attack.overlaps(beat));
         Latency::of(lock(&self.seen).beats.iter().filter(under).map(|beat| beat.took).collect())
-    }
-
-    fn during(&self, attack: &Attack) -> Option<Latency> {
-        Latency::of(lock(&self.seen).beats.iter().filter(|beat| attack.overlaps(beat)).map(|beat| beat.took).collect())
-    }
-
-    fn ratio(&self, loud: &Latency) -> f64 {
-        loud.p99.as_secs_f64() / self.quiet.p99.as_secs_f64()
     }
 }
 
 /// A line of all, and, where the machine is quiet, one of each.
 pub fn tell() {
     let Some(beside) = BESIDE.get() else { return };
-    let Some(all) = beside.all() else { return };
+    let attacks = lock(&beside.attacks);
     let ms = |span: Duration| span.as_secs_f64() * 1000.0;
     let line = |name: &str, of: &Latency| {
-        format!("| {name} | {} | {:.1} ms | {:.1} ms | {:.1} ms | {:.2} |\n", of.beats, ms(of.p50), ms(of.p99), ms(of.worst), beside.ratio(of))
+        format!("| {name} | {} | {:.1} ms | {:.1} ms | {:.1} ms | {:.2} |\n", of.beats, ms(of.p50), ms(of.p99), ms(of.worst), of.ratio(&beside.quiet))
     };
-    let attacks = lock(&beside.attacks);
     let mut table = "| beside | heartbeats | p50 | p99 | worst | p99 ratio |\n|---|---|---|---|---|---|\n".to_owned();
     table += &line("nothing", &beside.quiet);
-    for attack in attacks.iter().filter(|_| strict()) {
-        table += &beside.during(attack).map_or_else(String::new, |of| line(&attack.name, &of));
+    let each = attacks.iter().filter(|_| strict()).map(|attack| (attack.name.clone(), std::slice::from_ref(attack)));
+    for (name, some) in each.chain([(format!("{} attacks, side by side", attacks.len()), &attacks[..])]) {
+        table += &beside.during(some).map_or_else(String::new, |of| line(&name, &of));
     }
-    let count = attacks.len();
-    drop(attacks);
-    table += &line(&format!("{count} attacks, side by side"), &all);
     let _ = std::io::stdout().write_all(table.as_bytes());
 }

@@ -66,7 +66,7 @@ struct Turn {
 
 impl Turn {
     fn ratio(&self) -> f64 {
-        self.loud.p99.as_secs_f64() / self.quiet.p99.as_secs_f64()
+        self.loud.ratio(&self.quiet)
     }
 }
 
