@@ -79,8 +79,9 @@ fuzz: setup ## ten million inputs for every parser, optimised and with all check
 	@VP_FUZZ_INPUTS=$${VP_FUZZ_INPUTS:-10000000} cargo test --workspace --locked --quiet --profile fuzz --test fuzz -- --nocapture
 
 attacks: SETUP_FOR := test
-attacks: build ## honest agents' p99 under each attack by the mass at most twice the quiet one, in the median of three turns
-	@VP_ATTACK_P99=1 cargo test --workspace --locked --quiet --test attacks -- --nocapture
+attacks: build ## honest agents' p99 under each attack by the mass at most twice the quiet one, in the median of three turns; coordinators as they are released
+	@cargo build --locked --quiet --profile measured -p vp-coordinator -p vp-core-tests
+	@VP_ATTACK_P99=1 VP_BIN="$(CARGO_TARGET_DIR)/measured" cargo test --workspace --locked --quiet --test attacks -- --nocapture
 
 bench: SETUP_FOR := test
 bench: build ## measures, beside one plain ffmpeg; the agent as it is released

@@ -205,7 +205,13 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
         .serve_with_incoming(members.incoming()?);
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(limits::ENROLL_MESSAGE_BYTES);
     let enrolling = bounded().add_service(enrolment).serve_with_incoming(strangers.incoming()?);
-    let (server, enrolling) = (tokio::spawn(server), tokio::spawn(enrolling));
+    let enrolling = async {
+        vp_trust::give_way();
+        if let Err(error) = enrolling.await {
+            tracing::error!(%error, "the enrolment server ended");
+        }
+    };
+    let server = tokio::spawn(server);
     let superseded = spawned(superseded);
     tokio::pin!(superseded);
     info!(%address, %member, "coordinator serving");
@@ -216,14 +222,11 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
             ended?.context("the gRPC server ended")?;
             bail!("the members' door is closed");
         }
-        ended = enrolling => {
-            ended?.context("the enrolment server ended")?;
-            bail!("the enrolment door is closed");
-        }
         ended = &mut raft_ended => return ended.context("the log's task ended"),
         () = apart("control", control.run()) => bail!("the control loop ended"),
+        () = apart("enrolment", enrolling) => bail!("the enrolment door is closed"),
         () = spawned(pulse) => bail!("the pulse ended"),
-        () = spawned(watch.run()) => bail!("the cloud watch ended"),
+        () = apart("cloud", watch.run()) => bail!("the cloud watch ended"),
         () = spawned(zookeeper.run()) => bail!("the zookeeper watch ended"),
         () = spawned(membership.run()) => bail!("the membership watch ended"),
         () = &mut superseded => bail!("{SUPERSEDED}"),
@@ -247,8 +250,8 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     Ok(())
 }
 
-/// As [`spawned`], on a thread of its own, where the kernel shares the processors: a look at ten thousand nodes takes 20 ms at once, for which the sessions
-/// on the runtime's threads would wait.
+/// As [`spawned`], on a thread of its own, where the kernel shares the processors: a look at ten thousand nodes takes 20 ms at once, as does what EC2 says of
+/// them or what strangers ask, and the sessions on the runtime's threads would wait for it.
 async fn apart(name: &str, task: impl Future<Output = ()> + Send + 'static) {
     // Dropped when nobody waits any more, and when the thread ends, its panic included.
     let (waits, left) = oneshot::channel::<()>();

@@ -382,3 +382,39 @@ async fn ec2_is_asked_every_second_of_whom_is_silent_and_every_ten_of_all() {
     }
     stop(&leader, ended).await;
 }
+
+#[tokio::test]
+async fn of_many_nodes_ec2_is_asked_in_slices_that_take_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = given_back();
+    state.spec.roles.clear();
+    state.slots.clear();
+    let one = state.nodes[&NodeId::from("i-1")].clone();
+    state.nodes = (0..2500).map(|number| (NodeId(format!("i-{number:04}")), one.clone())).collect();
+    let all: BTreeSet<String> = state.nodes.keys().map(|node| node.0.clone()).collect();
+    let now = Arc::new(AtomicU64::new(1_000));
+    let clock = now.clone();
+    let (leader, ended) = leads_with(folder.path(), state, Registry::on(Box::new(move || clock.load(Relaxed)))).await;
+    let seats: Vec<_> = all.iter().map(|node| (NodeId::from(node.as_str()), leader.registry.open(&NodeId::from(node.as_str()), Session(1)).unwrap())).collect();
+    let region = Arc::new(Asked::default());
+    let watch = CloudWatch { leader: leader.clone(), region: region.clone() };
+    let mut memory = Memory::default();
+    let mut asked = Vec::new();
+    for at in (1_000..23_000).step_by(250) {
+        now.store(at, Relaxed);
+        seats.iter().for_each(|(node, seat)| assert_ne!(leader.registry.heard(node, seat.stream, BTreeMap::new(), None), Heard::Replaced));
+        memory = watch.turn(memory).await;
+        let about = std::mem::take(&mut *region.about.lock().unwrap()).concat();
+        asked.extend((!about.is_empty()).then_some((at, about)));
+    }
+    // Nobody has been looked up yet; then a slice at a time.
+    assert_eq!(asked.remove(0).1, Vec::from_iter(all.clone()));
+    assert!(asked.iter().all(|(_, slice)| slice.len() == 1000), "{:?}", asked.iter().map(|(at, slice)| (at, slice.len())).collect::<Vec<_>>());
+    for (number, round) in asked.windows(3).enumerate() {
+        let looked_at: BTreeSet<_> = round.iter().flat_map(|(_, slice)| slice.clone()).collect();
+        assert_eq!(looked_at, all, "three slices from the {number}. on");
+        assert!(round[2].0 - round[0].0 <= 10_000, "{} to {}", round[0].0, round[2].0);
+    }
+    assert!(asked.len() >= 6, "{} slices", asked.len());
+    stop(&leader, ended).await;
+}

@@ -27,7 +27,7 @@ pub use authority::{Authority, AuthorityError};
 pub use certificate::{Certificate, Serial};
 pub use credentials::{Credentials, CredentialsError};
 pub use dial::{DialError, Way, dial};
-pub use listener::{Bounds, Call, Caller, Listener};
+pub use listener::{Bounds, Call, Caller, Listener, give_way};
 pub use name::{Name, Rank, Who};
 pub use request::{Request, RequestError};
 pub use seal::SealingKey;

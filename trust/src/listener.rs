@@ -94,8 +94,7 @@ impl Listener {
         let bounds = self.bounds;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("door".to_owned()).spawn(move || {
-            // SAFETY: plain system call; on Linux it changes the calling thread alone. Without it the door only presses more on those inside.
-            unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICE) };
+            give_way();
             if let Err(error) = runtime.block_on(self.run(ready)) {
                 tracing::error!(%error, "the door does not open");
             }
@@ -169,6 +168,12 @@ impl Shaken {
         }
         connection
     }
+}
+
+/// The calling thread works for strangers: where processors are short, it gives way to those that work for members.
+pub fn give_way() {
+    // SAFETY: plain system call; on Linux it changes the calling thread alone. Where it fails strangers only press more on those inside.
+    unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICE) };
 }
 
 /// An address as bounds count it: IPv6 hosts own a /64 each.

@@ -106,8 +106,11 @@ pub const STREAMS: u32 = 32;
 const RESET_STREAMS: usize = 20;
 /// Headers of one request, bytes: ours have some 300.
 const HEADERS_BYTES: u32 = 16 * 1024;
-/// What one connection may have in flight towards us before it is read, bytes: one largest message.
-const WINDOW_BYTES: u32 = 1024 * 1024;
+/// What one call may have in flight towards us before it is read, bytes: what is read of a large message at a time, while heartbeats wait for their turn.
+/// HTTP/2's own 64 kB would hold a follower that catches up to 64 MB a second where the way takes 1 ms; that is enough.
+const WINDOW_BYTES: u32 = 64 * 1024;
+/// The same of all calls of one connection.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * WINDOW_BYTES;
 
 /// A connection on which nothing came for so long is asked for a sign of life. Longer than the time between two heartbeats of leases below 12 s: a ping and its
 /// answer cost as much as a heartbeat, and with ten thousand agents there would be one for each.
@@ -124,7 +127,7 @@ pub fn bounded() -> Server {
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS))
         .http2_max_local_error_reset_streams(Some(RESET_STREAMS))
         .http2_max_header_list_size(HEADERS_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
 }
 

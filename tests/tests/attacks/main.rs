@@ -21,6 +21,11 @@ use vp_tests::cell::Cell;
 use vp_tests::cell::machine::Machine;
 use vp_trust::Credentials;
 
+/// Attackers share this process with honest agents. The C library's heap asks the kernel for each large message's memory and gives it back, and whoever else
+/// needs memory at that moment waits for an attacker that runs at the lowest priority.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Descriptors that this program needs: ten thousand half-open connections, and its own.
 const DESCRIPTORS: u64 = 12_000;
 
