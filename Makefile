@@ -22,7 +22,7 @@ help: ## say what there is
 	@echo "  make sim     whole clusters decided by seeds, every step checked (SEEDS=20000 SECONDS=600)"
 	@echo "  make mutants plants each known bug and says which check notices it"
 	@echo "  make fuzz    ten million inputs for every parser of something from outside"
-	@echo "  make attacks attacks by the mass, three turns each beside quiet; fails when honest agents notice (for a quiet machine)"
+	@echo "  make attacks attacks one after another beside quiet, by the mass three turns each; fails when honest agents notice (for a quiet machine)"
 	@echo "  make lint    formats, clippy, ruff, and what files and dependencies may contain"
 	@echo
 	@echo "  make setup   fetch and compile what all of them need (each does its own by itself); SETUP_FOR=demo|test|lint|bench-core|chaos"
@@ -79,9 +79,9 @@ fuzz: setup ## ten million inputs for every parser, optimised and with all check
 	@VP_FUZZ_INPUTS=$${VP_FUZZ_INPUTS:-10000000} cargo test --workspace --locked --quiet --profile fuzz --test fuzz -- --nocapture
 
 attacks: SETUP_FOR := test
-attacks: build ## honest agents' p99 under each attack by the mass at most twice the quiet one, in the median of three turns; coordinators as they are released
+attacks: build ## honest agents' p99 beside attacks at most twice the quiet one; by the mass in the median of three turns each; coordinators as they are released
 	@cargo build --locked --quiet --profile measured -p vp-coordinator -p vp-core-tests
-	@VP_ATTACK_P99=1 VP_BIN="$(CARGO_TARGET_DIR)/measured" cargo test --workspace --locked --quiet --test attacks -- --nocapture
+	@VP_ATTACK_P99=1 VP_BIN="$(CARGO_TARGET_DIR)/measured" cargo test --workspace --locked --quiet --test attacks -- --nocapture --test-threads 1
 
 bench: SETUP_FOR := test
 bench: build ## measures, beside one plain ffmpeg; the agent as it is released
