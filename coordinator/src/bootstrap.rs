@@ -115,14 +115,14 @@ impl Place {
     ///
     /// # Errors
     /// The disk is not usable: the claim was made on it, so if it is gone by now, it is lost.
-    pub fn open<M: Machine>(&self, folder: &Path, machine: M) -> Result<Node<DiskStore, M>, NodeError> {
+    pub fn open<M: Machine>(&self, folder: &Path, lease_ms: u64, machine: M) -> Result<Node<DiskStore, M>, NodeError> {
         let options = StoreOptions { must_exist: true, ..StoreOptions::default() };
         let mut store = DiskStore::open(folder, &self.identity(), options)?;
         if let Some(first) = self.first.as_ref().filter(|_| store.is_empty()) {
             store.install(first)?;
             info!(index = first.get_metadata().index, "log founded");
         }
-        Node::new(Config { id: self.member, ..Config::default() }, store, machine)
+        Node::new(Config { id: self.member, ..Config::for_lease(lease_ms) }, store, machine)
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
     sync::Arc,
     time::Duration,
 };
@@ -23,17 +22,12 @@ use vp_cluster::{
 
 use vp_proto::v1::{self, Phase};
 
-use crate::{leader::Leader, region::Region};
+use crate::{leader::Leader, region::Region, sweep::Sweep};
 
 /// Time between two rounds; most of them only see that nothing is due.
 pub const ROUND: Duration = Duration::from_millis(250);
 /// Time from one look at EC2 to the next, which is at what is in doubt, ms.
 const DOUBT_EVERY_MS: u64 = 1000;
-/// Time in which everything is looked at once, ms.
-const ALL_WITHIN_MS: u64 = 10_000;
-/// Instances that are looked at in one go although nothing about them is in doubt; of more nodes, a tenth. What EC2 says of a thousand is a megabyte: of ten
-/// thousand at once it would keep a processor busy for as long as a heartbeat may take.
-const SLICE: usize = 1000;
 /// A node that is silent for so much longer than from one heartbeat to the next is looked up in EC2 (not yet judged), ms.
 const SUSPECT_AFTER_MS: u64 = 500;
 /// A termination that has not shown effect is asked for again after this long, ms.
@@ -50,9 +44,7 @@ pub struct Memory {
     asked: BTreeMap<NodeId, u64>,
     published: Option<String>,
     looked_ms: Option<u64>,
-    /// When the last slice of all nodes was looked at, and the last node of it.
-    slice_ms: Option<u64>,
-    slice_end: Option<NodeId>,
+    sweep: Sweep,
 }
 
 impl CloudWatch {
@@ -79,19 +71,19 @@ impl CloudWatch {
         let now_ms = self.leader.registry.now_ms();
         let since = |looked: Option<u64>| looked.map_or(u64::MAX, |looked| now_ms.saturating_sub(looked));
         if since(memory.looked_ms) >= DOUBT_EVERY_MS {
-            let (slice, every_ms) = next_slice(&state, memory.slice_end.as_ref());
-            let due = since(memory.slice_ms) >= every_ms;
+            let slice = memory.sweep.due(&state.nodes, now_ms);
             let mut nodes = self.doubtful(&state);
-            if due {
-                nodes.extend(slice.iter().map(|node| (*node).clone()));
-            }
-            if due || !nodes.is_empty() || self.volumes_pending(&state) {
+            let pressing = !nodes.is_empty() || self.volumes_pending(&state);
+            let begins = slice.as_ref().is_some_and(|slice| slice.first);
+            nodes.extend(slice.iter().flat_map(|slice| slice.nodes.iter().cloned()));
+            if pressing || slice.is_some() {
                 memory.looked_ms = Some(now_ms);
-                // One that was not answered is repeated.
-                if self.look_at_instances(&state, nodes).await && due {
-                    memory.slice_ms = Some(now_ms);
-                    memory.slice_end = slice.last().map(|node| (*node).clone());
+                let answered = self.look_at_instances(&state, nodes).await;
+                if let Some(slice) = slice.filter(|_| answered || mutant!("unanswered-slice-counts")) {
+                    memory.sweep.looked(&state.nodes, &slice, now_ms);
                 }
+            }
+            if pressing || begins {
                 self.terminate_lost(&state, memory).await;
                 self.look_at_volumes(&state).await;
                 self.move_volumes(&state).await;
@@ -322,16 +314,6 @@ impl CloudWatch {
             Err(error) => warn!(%error, "broker addresses not published yet"),
         }
     }
-}
-
-/// The nodes that come after `end` in their order, the first ones after the last, so many that all are looked at in time; and the time from one slice to the
-/// next, ms.
-fn next_slice<'a>(state: &'a ClusterState, end: Option<&NodeId>) -> (Vec<&'a NodeId>, u64) {
-    let all = state.nodes.len();
-    let size = all.div_ceil((ALL_WITHIN_MS / DOUBT_EVERY_MS) as usize).max(SLICE);
-    let after = (end.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-    let nodes = state.nodes.range::<NodeId, _>(after).chain(&state.nodes).take(size.min(all)).map(|(node, _)| node);
-    (nodes.collect(), ALL_WITHIN_MS / all.div_ceil(size).max(1) as u64)
 }
 
 /// Names for a node's volumes, as EC2 allows them: `/dev/sdf` to `/dev/sdp`, then `/dev/xvdba` to `/dev/xvdbz`.

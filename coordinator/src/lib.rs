@@ -29,6 +29,7 @@ pub mod saved;
 pub mod settings;
 pub mod state_hash;
 pub mod storage;
+mod sweep;
 pub mod trust;
 pub mod turns;
 pub mod world;

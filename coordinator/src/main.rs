@@ -126,13 +126,7 @@ async fn run() -> anyhow::Result<()> {
     limits::raise_descriptors();
     let settings = Settings::load().await?;
     let aws = &settings.user_data.aws;
-    let session = Session::load(Endpoints {
-        region: Some(aws.region.clone()),
-        endpoint_url: aws.endpoint_url.clone(),
-        s3_endpoint_url: aws.s3_endpoint_url.clone(),
-        credentials: None,
-    })
-    .await;
+    let session = session(aws).await;
     let store = ObjectStore::new(&session);
     let bucket = || Bucket { store: store.clone(), name: settings.user_data.buckets.cluster.clone() };
     // Before it has a place: it asks for one under a certificate of the cluster.
@@ -144,12 +138,19 @@ async fn run() -> anyhow::Result<()> {
     Box::pin(serve(settings, trust, place, &session, bucket, administrator)).await
 }
 
+/// Connections to AWS that nobody shares with whoever has another session: an answer is read by the runtime that dialled for it.
+async fn session(aws: &settings::Aws) -> Session {
+    let endpoints =
+        Endpoints { region: Some(aws.region.clone()), endpoint_url: aws.endpoint_url.clone(), s3_endpoint_url: aws.s3_endpoint_url.clone(), credentials: None };
+    Session::load(endpoints).await
+}
+
 async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Session, claims: Bucket, administrator: Administrator) -> anyhow::Result<()> {
     let data = &settings.user_data;
     let member = MemberId(place.member);
     let (machine, state, reached) = ClusterMachine::new();
     let state_hash = state_hash::latest(reached);
-    let node = place.open(&settings.data, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
+    let node = place.open(&settings.data, data.lease_ms, machine).with_context(|| format!("opening the log in {}", settings.data.display()))?;
     let address = SocketAddr::from((settings.me.address, COORDINATOR_PORT));
     let network = peers::Network::new(place.cluster_id.clone(), place.member, address, trust.clone(), place.members.clone());
     let (raft, raft_ended) = raft::start(node, network.outgoing());
@@ -183,7 +184,8 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     let (findings, found) = watch::channel(Findings::default());
     let control = Control { leader: leader.clone(), zookeeper_digest: administrator.digest(), findings };
     let groups = Groups::new(session.shared());
-    let region = Aws { compute: compute.clone(), groups: groups.clone(), store: claims.store.clone(), bucket: claims.name.clone() };
+    let own = self::session(&leader.settings.user_data.aws).await;
+    let region = Aws { compute: Compute::new(own.shared()), groups: Groups::new(own.shared()), store: ObjectStore::new(&own), bucket: claims.name.clone() };
     let watch = CloudWatch { leader: leader.clone(), region: Arc::new(region) };
     let zookeeper = ZooKeeper { leader: leader.clone(), administrator };
     let pulse = control::pulse(leader.clone());
@@ -206,7 +208,6 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(limits::ENROLL_MESSAGE_BYTES);
     let enrolling = bounded().add_service(enrolment).serve_with_incoming(strangers.incoming()?);
     let enrolling = async {
-        vp_trust::give_way();
         if let Err(error) = enrolling.await {
             tracing::error!(%error, "the enrolment server ended");
         }
@@ -223,10 +224,10 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
             bail!("the members' door is closed");
         }
         ended = &mut raft_ended => return ended.context("the log's task ended"),
-        () = apart("control", control.run()) => bail!("the control loop ended"),
-        () = apart("enrolment", enrolling) => bail!("the enrolment door is closed"),
+        () = apart("control", || {}, control.run()) => bail!("the control loop ended"),
+        () = apart("enrolment", vp_trust::give_way, enrolling) => bail!("the enrolment door is closed"),
         () = spawned(pulse) => bail!("the pulse ended"),
-        () = apart("cloud", watch.run()) => bail!("the cloud watch ended"),
+        () = apart("cloud", || {}, watch.run()) => bail!("the cloud watch ended"),
         () = spawned(zookeeper.run()) => bail!("the zookeeper watch ended"),
         () = spawned(membership.run()) => bail!("the membership watch ended"),
         () = &mut superseded => bail!("{SUPERSEDED}"),
@@ -250,14 +251,15 @@ async fn serve(settings: Settings, trust: Arc<Trust>, place: Place, session: &Se
     Ok(())
 }
 
-/// As [`spawned`], on a thread of its own, where the kernel shares the processors: a look at ten thousand nodes takes 20 ms at once, as does what EC2 says of
-/// them or what strangers ask, and the sessions on the runtime's threads would wait for it.
-async fn apart(name: &str, task: impl Future<Output = ()> + Send + 'static) {
+/// As [`spawned`], on a thread of its own that does `begin` first, where the kernel shares the processors: a look at ten thousand nodes takes 20 ms at once,
+/// strangers ask in any number, and the sessions on the runtime's threads would wait for it.
+async fn apart(name: &str, begin: fn(), task: impl Future<Output = ()> + Send + 'static) {
     // Dropped when nobody waits any more, and when the thread ends, its panic included.
     let (waits, left) = oneshot::channel::<()>();
     let (lives, ended) = oneshot::channel::<()>();
     let thread = move || {
         let _lives = lives;
+        begin();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
             Ok(runtime) => runtime.block_on(async {

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use vp_trust::{RootHash, SealingKey};
 
-/// Shortest lease that heartbeat interval, election, reconnect and stop time fit into, ms.
+/// Shortest lease that heartbeat interval, election, reconnect and stop time fit into, ms: a quarter until the next heartbeat, half at most for the longest election
+/// (`raft::Config::for_lease`), and the last quarter to dial the new leader and to end processes, 500 ms at least.
 pub const SHORTEST_LEASE_MS: u64 = 2000;
 const LONGEST_LEASE_MS: u64 = 60_000;
 
@@ -238,6 +239,7 @@ impl Metadata {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::Config;
 
     const GOOD: &str = "\
 cluster: dev
@@ -265,6 +267,19 @@ spec:
         let data = parse(GOOD).unwrap();
         assert_eq!((data.coordinators.len(), data.lease_ms, data.spec.volume_wait_ms), (3, 4000, 60_000));
         assert_eq!((data.spec.roles["kafka"].pref, data.spec.zookeeper_pref_nodes), (3, Some(5)));
+    }
+
+    #[test]
+    fn a_lease_that_is_allowed_covers_a_heartbeat_the_longest_election_and_half_a_second_more() {
+        let covered = |lease_ms: u64| {
+            let election_ms = Config::for_lease(lease_ms).longest_election().as_millis() as u64;
+            lease_ms / 4 + election_ms + 500 <= lease_ms
+        };
+        for lease_ms in (SHORTEST_LEASE_MS..=LONGEST_LEASE_MS).step_by(250) {
+            assert!(covered(lease_ms) && lease_fault(lease_ms).is_none(), "{lease_ms}");
+        }
+        assert!(!covered(SHORTEST_LEASE_MS - 100) && lease_fault(SHORTEST_LEASE_MS - 1).is_some());
+        assert_eq!(Config::for_lease(4000).longest_election(), Duration::from_secs(2), "as by default from 4 s on");
     }
 
     #[test]

@@ -167,7 +167,7 @@ fn make_one_cluster(mes: &[Me], places: &[Place]) {
     for (me, place) in mes.iter().zip(places) {
         assert_eq!(place.first, places[0].first, "all begin with the same");
         let (machine, state, _) = ClusterMachine::new();
-        nodes.insert(place.member, (place.open(&me.folder, machine).unwrap(), state));
+        nodes.insert(place.member, (place.open(&me.folder, 4000, machine).unwrap(), state));
     }
     assert_eq!(nodes.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
     let mut wire = Wire::default();
@@ -292,7 +292,7 @@ async fn a_disk_that_is_lost_after_its_place_was_found_is_not_made_anew() {
     let mine = me(root.path(), 1, "i-1");
     let place = finds_place(&objects, &Ids::none(), &mine, 1, Vec::new()).await;
     std::fs::remove_dir_all(&mine.folder).unwrap();
-    let refused = place.open(&mine.folder, ClusterMachine::new().0).err();
+    let refused = place.open(&mine.folder, 4000, ClusterMachine::new().0).err();
     assert!(matches!(refused, Some(NodeError::Storage(StorageError::Emptied { .. }))), "{refused:?}");
 }
 

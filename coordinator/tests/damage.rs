@@ -4,14 +4,16 @@
 mod ledger;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
 use ledger::{Alone, command, config, identity};
+use raft::eraftpb::{Entry, HardState};
 use vp_coordinator::{
     raft::{Config, Node, start},
-    storage::{DiskStore, StorageError, StoreOptions},
+    storage::{DiskStore, StorageError, StoreOptions, log::Log},
 };
 
 fn small() -> StoreOptions {
@@ -68,13 +70,49 @@ async fn a_segment_missing_in_the_middle_is_named() {
     assert!(matches!(&refused, StorageError::Damaged { reason, .. } if reason == "segment 2 is missing"), "{refused}");
 }
 
+/// Whatever was applied, saved or put into a snapshot: here nothing was, as after a process was killed.
+#[test]
+fn the_last_segment_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let entry = |index| Entry { index, term: 1, data: vec![7; 500], ..Entry::default() };
+    let mut log = Log::open(dir.path(), &identity(1), small().segment_bytes, None).unwrap();
+    for index in 1..=100 {
+        log.append(&[entry(index)], &HardState { term: 1, vote: 1, commit: 0 }).unwrap();
+    }
+    drop(log);
+    let open = || Log::open(dir.path(), &identity(1), small().segment_bytes, None).map(|log| log.last_index());
+    assert_eq!(open().unwrap(), 100);
+    let all: BTreeSet<PathBuf> = fs::read_dir(dir.path()).unwrap().map(|item| item.unwrap().path()).filter(|path| path.extension().is_some()).collect();
+    let last = all.last().unwrap();
+    let bytes = fs::read(last).unwrap();
+    fs::remove_file(last).unwrap();
+    let refused = open().unwrap_err();
+    assert!(matches!(&refused, StorageError::Damaged { reason, .. } if reason.contains("is missing, the newest one")), "{refused}");
+    assert!(refused.to_string().contains(&all.len().to_string()), "{refused}");
+    fs::write(last, bytes).unwrap();
+    assert_eq!(open().unwrap(), 100, "put back");
+}
+
 #[tokio::test]
-async fn the_last_segment_missing_is_noticed_by_what_was_applied() {
+async fn a_log_that_says_of_itself_that_it_is_older_is_noticed_by_what_was_applied() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), 0..200, false).await;
-    fs::remove_file(segments(dir.path()).last().unwrap()).unwrap();
+    let all = segments(dir.path());
+    fs::remove_file(all.last().unwrap()).unwrap();
+    fs::write(dir.path().join("log/in-use"), format!("{}\n", all.len() - 1)).unwrap();
     let refused = reopen(dir.path()).unwrap();
     assert!(matches!(refused, StorageError::LogBehind { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_mark_that_is_no_number_is_refused_and_one_of_before_numbers_were_kept_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 0..10, false).await;
+    fs::write(dir.path().join("log/in-use"), "seven").unwrap();
+    let refused = reopen(dir.path()).unwrap();
+    assert!(matches!(refused, StorageError::Damaged { .. }), "{refused}");
+    fs::write(dir.path().join("log/in-use"), "").unwrap();
+    assert_eq!(reopen(dir.path()).map(|error| error.to_string()), None);
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ async fn member(root: &Path, net: u8, number: u32, objects: &Objects) -> Member 
     let place = find_place(objects, &Nobody, &Me::new(&settings)).await.unwrap();
     let (inner, state, reached) = ClusterMachine::new();
     let astray = Arc::new(AtomicBool::new(false));
-    let node = place.open(&settings.data, Straying { inner, astray: astray.clone() }).unwrap();
+    let node = place.open(&settings.data, settings.user_data.lease_ms, Straying { inner, astray: astray.clone() }).unwrap();
     let own = SocketAddr::from((settings.me.address, COORDINATOR_PORT));
     let trust = Arc::new(Trust::new(authority(), u64::from(number), own.ip()).unwrap());
     let network = Network::new(place.cluster_id.clone(), place.member, own, trust.clone(), place.members.clone());

@@ -91,7 +91,7 @@ async fn start(folder: &Path, root: &Root, number: u32, instance: &str, store: &
     let bucket = Bucket { store: store.clone(), name: BUCKET.to_owned() };
     let place = find_place(&bucket, &ByLeader { settings: &settings, trust: &trust }, &Me::new(&settings)).await.unwrap();
     let (machine, state, reached) = ClusterMachine::new();
-    let node = place.open(&settings.data, machine).unwrap();
+    let node = place.open(&settings.data, settings.user_data.lease_ms, machine).unwrap();
     let own = SocketAddr::from((address(number), COORDINATOR_PORT));
     let network = Network::new(place.cluster_id.clone(), place.member, own, trust.clone(), place.members.clone());
     let (raft, ended) = raft::start(node, network.outgoing());

@@ -101,7 +101,7 @@ fn wanted(state: &ClusterState) -> Result<(), String> {
     Ok(())
 }
 
-/// The first rule that one step from `before` to `after` breaks. Any single command is a step; so is a plan, which is one command.
+/// The first rule that one step from `before` to `after` breaks. Any single command is a step; so is a plan, which is one command, and a membership entry.
 ///
 /// # Errors
 /// Which rule, on which slot.
@@ -150,7 +150,8 @@ pub fn transition(before: &ClusterState, after: &ClusterState) -> Result<(), Str
             return Err(format!("{id} was removed though it was held or wanted"));
         }
     }
-    founders_stay(before, after)
+    founders_stay(before, after)?;
+    ids_are_new(&before.coordinators, &after.coordinators)
 }
 
 fn generations(id: &SlotId, old: &Slot, now: &Slot) -> Result<(), String> {
@@ -189,4 +190,15 @@ fn founders_stay(before: &ClusterState, after: &ClusterState) -> Result<(), Stri
         }
     }
     Ok(())
+}
+
+/// A coordinator's id is given once, and gone for good with its member. A restore is no step: it founds another group, under the numbers of its slots.
+fn ids_are_new(before: &Coordinators, after: &Coordinators) -> Result<(), String> {
+    if after.last_member < before.last_member {
+        return Err(format!("the last coordinator id given went back from {} to {}", before.last_member, after.last_member));
+    }
+    match after.members.keys().find(|id| !before.members.contains_key(*id) && **id <= before.last_member) {
+        Some(id) => Err(format!("coordinator member {id} is new under an id that was given before")),
+        None => Ok(()),
+    }
 }

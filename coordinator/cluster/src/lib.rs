@@ -22,7 +22,12 @@
 //! gates::start             may the holder start it yet? (volume here, old session gone, what it needs serves)
 //! ensemble::next           which change of ZooKeeper's own member list follows
 //! kafka::next              which partitions leave a broker that is dead for good, or one too many
+//!        |
+//!        v
+//! healed::healed           which slots serve again: told once a generation, and the walk ends
 //! ```
+//!
+//! The coordinators' own group is healed beside it: `coordinators` keeps its members and their ids, `membership::next` says which entry replaces a dead one.
 //!
 //! `round::look` asks all of them in this order and says what to propose. Everything wanted and not done is a `report::Gate`: what closes it and what opens it.
 //! `invariant` is what must hold in every state and over every step; tests and the simulation check it after each command.

@@ -230,8 +230,13 @@ impl<'a> Wellness<'a> {
     /// `vacated` slots have lost their holder in this very plan. A slot that nobody wants any more is nobody's reason to wait.
     pub fn of(state: &'a ClusterState, obs: &Observations, vacated: &BTreeSet<&'a SlotId>) -> Self {
         let mut unwell: BTreeMap<&'a RoleName, Vec<&'a SlotId>> = BTreeMap::new();
+        // A ZooKeeper that does not vote, nor is on its way out; two of these that do not start would wait for each other for ever.
+        let never_joined = |id: &SlotId, slot: &Slot| {
+            let zookeeper = state.role(id).is_some_and(|role| role.membership == Membership::ZooKeeper);
+            zookeeper && !slot.releasing && still_counted_on(state, obs, id, slot).is_none() && !mutant!("joiners-wait-for-each-other")
+        };
         for (id, slot) in &state.slots {
-            let gone = (slot.holder.is_none() || vacated.contains(id)) && state.is_surplus(id);
+            let gone = state.is_surplus(id) && (slot.holder.is_none() || vacated.contains(id) || never_joined(id, slot));
             if !gone && (vacated.contains(id) || !well(obs, id, slot)) {
                 unwell.entry(&id.role).or_default().push(id);
             }

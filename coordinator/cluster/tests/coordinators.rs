@@ -46,9 +46,19 @@ impl Case {
     }
 
     fn apply(&mut self, change: CoordinatorChange) -> Result<(), Rejection> {
-        let index = self.state.revision.0 + 1;
-        let outcome = apply(&mut self.state, index, 5, &Command::Coordinators(change)).map(drop);
+        self.command(&Command::Coordinators(change))
+    }
+
+    fn command(&mut self, command: &Command) -> Result<(), Rejection> {
+        self.entry(|state, index| apply(state, index, 5, command).map(drop))
+    }
+
+    /// The log's next entry: the state is sound after it, and so is the step.
+    fn entry<T>(&mut self, change: impl FnOnce(&mut ClusterState, u64) -> T) -> T {
+        let before = self.state.clone();
+        let outcome = change(&mut self.state, before.revision.0 + 1);
         invariant::check(&self.state).unwrap();
+        invariant::transition(&before, &self.state).unwrap();
         outcome
     }
 
@@ -104,9 +114,8 @@ impl Case {
                 Step::HandOver(to) => self.leader = *to,
                 Step::LeaveJoint => {}
             }
-            let index = self.state.revision.0 + 1;
-            coordinators::configured(&mut self.state, index, &self.voters, &self.learners);
-            invariant::check(&self.state).unwrap();
+            let (voters, learners) = (self.voters.clone(), self.learners.clone());
+            self.entry(|state, index| coordinators::configured(state, index, &voters, &learners));
             taken.push(step);
             assert!(taken.len() < 20, "it never settles: {taken:?}");
         }
@@ -256,6 +265,28 @@ fn three_become_five_in_one_change_and_three_again_in_one() {
 }
 
 #[test]
+fn three_on_their_way_to_five_are_the_same_three_once_that_is_taken_back_and_the_ids_given_meanwhile_are_spent() {
+    let mut case = Case::of(3);
+    case.apply(CoordinatorChange::Want { slots: slots(1..=5) }).unwrap();
+    assert_eq!(case.join(4, "i-4").unwrap(), MemberId(4));
+    assert_eq!(case.settle(), [Step::AddLearner(MemberId(4))]);
+    assert_eq!(case.join(5, "i-5").unwrap(), MemberId(5));
+    case.apply(CoordinatorChange::Want { slots: slots(1..=3) }).unwrap();
+    assert_eq!((case.standing(4), case.standing(5)), (Some(Standing::Learner), None), "one learns, the other was not known to the group yet");
+    // Its entry was under way all the same.
+    case.learners.insert(MemberId(5));
+    let reaped = |id| Step::Change { promote: ids([]), remove: ids([id]) };
+    assert_eq!(case.settle(), [reaped(4), reaped(5)]);
+    assert_eq!((case.voters.clone(), case.learners.clone(), case.waits()), (ids([1, 2, 3]), ids([]), String::new()));
+    assert!(matches!(case.join(4, "i-4"), Err(Rejection::Impossible(_))), "its place is not wanted any more");
+    // Wanted once more.
+    case.apply(CoordinatorChange::Want { slots: slots(1..=5) }).unwrap();
+    assert_eq!((case.join(4, "i-4").unwrap(), case.join(5, "i-5").unwrap()), (MemberId(6), MemberId(7)));
+    case.settle();
+    assert_eq!(case.voters, ids([1, 2, 3, 6, 7]));
+}
+
+#[test]
 fn nobody_goes_before_whoever_is_to_come_has_joined() {
     let mut case = Case::of(3);
     case.apply(CoordinatorChange::Want { slots: slots([1, 2, 4]) }).unwrap();
@@ -291,12 +322,10 @@ fn rules_are_raised_only_when_every_member_knows_them() {
     case.state.apply_version = 0;
     case.apply(CoordinatorChange::Seen { member: MemberId(3), instance: "i-3".into(), supports: 0 }).unwrap();
     assert_eq!(version::raisable(&case.state), None);
-    let index = case.state.revision.0 + 1;
-    assert!(apply(&mut case.state, index, 5, &Command::RaiseApplyVersion { to: 1 }).is_err());
+    assert!(case.command(&Command::RaiseApplyVersion { to: 1 }).is_err());
     case.apply(CoordinatorChange::Seen { member: MemberId(3), instance: "i-3".into(), supports: 1 }).unwrap();
     assert_eq!(version::raisable(&case.state), Some(1));
-    let index = case.state.revision.0 + 1;
-    apply(&mut case.state, index, 5, &Command::RaiseApplyVersion { to: 1 }).unwrap();
+    case.command(&Command::RaiseApplyVersion { to: 1 }).unwrap();
     assert_eq!((case.state.apply_version, version::raisable(&case.state)), (1, None));
 }
 

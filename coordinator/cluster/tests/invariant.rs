@@ -3,16 +3,28 @@
 mod situation;
 use situation::{Situation, slot, zone};
 use vp_cluster::{
-    ClusterState, Generation, Revision,
+    ClusterState, Generation, MemberId, Revision,
+    coordinators::{CoordinatorSlot, Coordinators, Member},
     invariant::{check, transition},
+    requests::{Answer, REMEMBERED, Requests},
     state::{Lifecycle, Proof, Volume},
+    version::NEWEST,
 };
 
 type Change = fn(&mut ClusterState);
 
+/// A settled cluster with three coordinators; a fourth was a member and is gone.
+fn settled() -> ClusterState {
+    let place = |number: u32| CoordinatorSlot { address: format!("10.0.{number}.10"), zone: zone("a"), group: format!("coordinator-{number}") };
+    let mut state = Situation::well().state;
+    state.coordinators = Coordinators::founded((1..=3).map(|number| (number, place(number))).collect(), NEWEST);
+    state.coordinators.last_member = MemberId(4);
+    state
+}
+
 /// A settled cluster, changed: the sentence that must come.
 fn state((change, said): (Change, &str)) {
-    let mut state = Situation::well().state;
+    let mut state = settled();
     assert_eq!(check(&state), Ok(()));
     change(&mut state);
     let broken = check(&state).expect_err("broken");
@@ -21,6 +33,16 @@ fn state((change, said): (Change, &str)) {
 
 fn at<'a>(state: &'a mut ClusterState, id: &str) -> &'a mut vp_cluster::state::Slot {
     state.slots.get_mut(&slot(id)).expect("slot")
+}
+
+fn coordinator(state: &mut ClusterState, id: u64) -> &mut Member {
+    state.coordinators.members.get_mut(&MemberId(id)).expect("member")
+}
+
+/// A table of so many answers, read as from a snapshot: `apply_once` makes none that is too long.
+fn answers(count: usize) -> Requests {
+    let answered = vec![("r", Answer { revision: Revision(1), rejection: None }); count];
+    serde_json::from_value(serde_json::json!({ "answered": answered })).expect("a table")
 }
 
 table! { state:
@@ -43,11 +65,16 @@ table! { state:
         (|s| assert!(s.ensembles.get_mut(&"zookeeper".into()).expect("founded").founders.insert(9)), "founded by an even number"),
     an_event_ring_without_a_bound =>
         (|s| while s.events.len() <= 512 { s.events.extend(s.events.clone()) }, "grown past its bound"),
+    a_table_of_answers_without_a_bound => (|s| s.requests = answers(REMEMBERED + 1), "the table of answered requests has grown past its bound"),
+    a_coordinators_id_beyond_the_last_one_given => (|s| s.coordinators.last_member = MemberId(2), "member 3 is beyond the last id given, 2"),
+    two_voters_of_one_coordinators_place => (|s| coordinator(s, 2).slot = 1, "coordinator 1 has two voters"),
+    one_instance_as_two_coordinators =>
+        (|s| for id in [1, 2] { coordinator(s, id).instance = Some("i-c".into()) }, "i-c is two coordinator members"),
 }
 
 /// One step from a settled cluster: the sentence that must come.
 fn step((change, said): (Change, &str)) {
-    let before = Situation::well().state;
+    let before = settled();
     let mut after = before.clone();
     after.revision = Revision(before.revision.0 + 1);
     assert_eq!(transition(&before, &after), Ok(()));
@@ -87,6 +114,11 @@ table! { step:
     an_ensemble_founded_twice =>
         (|s| assert!(s.ensembles.get_mut(&"zookeeper".into()).expect("founded").founders.insert(9)), "founded twice"),
     an_ensemble_that_forgot_its_ids => (|s| s.ensembles.get_mut(&"zookeeper".into()).expect("founded").last_member = 0, "forgot which ids"),
+    coordinators_that_forgot_their_last_id => (|s| s.coordinators.last_member = MemberId(3), "the last coordinator id given went back from 4 to 3"),
+    a_coordinators_id_that_comes_back => (
+        |s| drop(s.coordinators.members.insert(MemberId(4), s.coordinators.members[&MemberId(3)].clone())),
+        "member 4 is new under an id that was given before"
+    ),
 }
 
 #[test]

@@ -7,7 +7,7 @@ use vp_cluster::{
     ClusterState, Command, MemberId, Rejection, Revision, Session, apply,
     coordinators::{self, CoordinatorChange, CoordinatorSlot},
     invariant,
-    requests::{LONGEST_REQUEST, REMEMBERED, apply_once, skip},
+    requests::{Answer, LONGEST_REQUEST, REMEMBERED, apply_once, skip},
     version::NEWEST,
 };
 
@@ -20,18 +20,35 @@ fn at(apply_version: u32) -> ClusterState {
     coordinators::founded(BTreeMap::from([(1, slot)]), apply_version)
 }
 
+/// One entry of the log: the state is sound after it, and so is the step.
+fn entry<T>(state: &mut ClusterState, change: impl FnOnce(&mut ClusterState) -> T) -> T {
+    let before = state.clone();
+    let outcome = change(state);
+    invariant::check(state).unwrap();
+    invariant::transition(&before, state).unwrap();
+    outcome
+}
+
+fn asked(state: &mut ClusterState, index: u64, request: Option<&str>, command: &Command) -> Answer {
+    entry(state, |state| apply_once(state, index, 0, request, command))
+}
+
+fn skipped(state: &mut ClusterState, index: u64) {
+    entry(state, |state| skip(state, index));
+}
+
 #[test]
 fn a_request_asked_again_is_answered_as_the_first_time_and_changes_nothing() {
     let mut state = at(NEWEST);
-    let first = apply_once(&mut state, 5, 0, Some("r"), &note("a"));
+    let first = asked(&mut state, 5, Some("r"), &note("a"));
     assert_eq!((first.revision, first.rejection.clone()), (Revision(5), None));
-    let refused = apply_once(&mut state, 6, 0, Some("s"), &Command::SetDraining { node: "i-none".into(), draining: true });
+    let refused = asked(&mut state, 6, Some("s"), &Command::SetDraining { node: "i-none".into(), draining: true });
     assert!(refused.rejection.is_some());
     let events = state.events.clone();
-    assert_eq!(apply_once(&mut state, 7, 0, Some("r"), &note("a")), first);
-    assert_eq!(apply_once(&mut state, 8, 0, Some("s"), &note("other")), refused, "the id decides, not what is asked under it");
+    assert_eq!(asked(&mut state, 7, Some("r"), &note("a")), first);
+    assert_eq!(asked(&mut state, 8, Some("s"), &note("other")), refused, "the id decides, not what is asked under it");
     assert_eq!((&state.events, state.revision), (&events, Revision(8)), "only the revision advances");
-    apply_once(&mut state, 9, 0, None, &note("a"));
+    asked(&mut state, 9, None, &note("a"));
     assert_eq!(state.events.len(), events.len() + 1, "without an id each is a new one");
 }
 
@@ -39,12 +56,11 @@ fn a_request_asked_again_is_answered_as_the_first_time_and_changes_nothing() {
 fn the_table_of_answers_is_bounded_and_so_is_an_id() {
     let mut state = at(NEWEST);
     for index in 1..=REMEMBERED as u64 + 10 {
-        apply_once(&mut state, index, 0, Some(&format!("r{index}")), &note("a"));
-        invariant::check(&state).unwrap();
+        asked(&mut state, index, Some(&format!("r{index}")), &note("a"));
     }
     assert_eq!(state.requests.len(), REMEMBERED);
     let last = state.revision.0;
-    let long = apply_once(&mut state, last + 1, 0, Some(&"x".repeat(LONGEST_REQUEST + 1)), &note("a"));
+    let long = asked(&mut state, last + 1, Some(&"x".repeat(LONGEST_REQUEST + 1)), &note("a"));
     assert!(long.rejection.is_some());
     assert_eq!(state.requests.len(), REMEMBERED);
 }
@@ -54,7 +70,7 @@ struct Old(ClusterState);
 
 impl Old {
     fn apply(&mut self, index: u64, command: &Command) -> Result<(), &'static str> {
-        let _ = apply(&mut self.0, index, 0, command);
+        let _ = entry(&mut self.0, |state| apply(state, index, 0, command));
         if self.0.apply_version > 0 { Err("start the newer program") } else { Ok(()) }
     }
 }
@@ -64,13 +80,13 @@ impl Old {
 fn a_command_that_older_programs_cannot_read_leaves_every_state_alike_its_request_id_too() {
     let gone = Command::Gone { node: "i-1".into(), session: Session(1), by: "ada".to_owned() };
     let (mut old, mut new) = (at(1), at(1));
-    let refused = apply_once(&mut new, 5, 0, Some("r"), &gone);
-    skip(&mut old, 5);
+    let refused = asked(&mut new, 5, Some("r"), &gone);
+    skipped(&mut old, 5);
     assert!(refused.rejection.unwrap().to_string().contains("upgrade every coordinator first"));
     assert_eq!(old, new);
     // Asked again once the rules hold, it is judged, not answered as before.
     new.apply_version = NEWEST;
-    let judged = apply_once(&mut new, 6, 0, Some("r"), &gone);
+    let judged = asked(&mut new, 6, Some("r"), &gone);
     assert_eq!(judged.rejection, Some(Rejection::NoSuchNode("i-1".into())));
 }
 
@@ -93,25 +109,25 @@ fn old_and_new_programs_agree_on_one_log_until_the_rules_are_raised_and_then_the
         index += 1;
         match command {
             Some(command) => {
-                apply_once(&mut new, index, 0, *request, command);
+                asked(&mut new, index, *request, command);
                 old.apply(index, command).unwrap();
             }
             None => {
-                skip(&mut new, index);
-                skip(&mut old.0, index);
+                skipped(&mut new, index);
+                skipped(&mut old.0, index);
             }
         }
         assert_eq!(old.0, new, "at index {index}");
     }
     for command in [seen(1), raise] {
         index += 1;
-        apply_once(&mut new, index, 0, None, &command);
+        asked(&mut new, index, None, &command);
         let went_on = old.apply(index, &command);
         assert_eq!(old.0, new, "the raise itself is the last thing that both know");
         assert_eq!(went_on.is_ok(), new.apply_version == 0);
     }
-    apply_once(&mut new, index + 1, 0, Some("q"), &note("c"));
+    asked(&mut new, index + 1, Some("q"), &note("c"));
     let events = new.events.len();
-    apply_once(&mut new, index + 2, 0, Some("q"), &note("c"));
+    asked(&mut new, index + 2, Some("q"), &note("c"));
     assert_eq!(new.events.len(), events, "from here on a request counts once");
 }

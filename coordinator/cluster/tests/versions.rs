@@ -14,6 +14,7 @@ use std::{
 use vp_cluster::{
     Action, ClusterState, Command, Generation, MemberId, NodeId, Plan, Rejection, Revision, Session, SlotId, VolumeId,
     coordinators::{self, CoordinatorChange, CoordinatorSlot},
+    invariant,
     requests::apply_once,
     state::{Fencing, Membership, Policy, Proof, RoleSpec, Spec},
     version::NEWEST,
@@ -156,9 +157,10 @@ fn applied(version: u32) -> (ClusterState, Vec<Option<Rejection>>) {
     let mut state = coordinators::founded((1..=3).map(|id| (id, coordinator(id))).collect(), version);
     let mut refusals = Vec::new();
     for (at, command) in history().iter().enumerate() {
-        let index = at as u64 + 1;
+        let (index, before) = (at as u64 + 1, state.clone());
         refusals.push(apply_once(&mut state, index, 1_700_000_000_000 + index, Some(&format!("r{index}")), command).rejection);
-        vp_cluster::invariant::check(&state).unwrap();
+        invariant::check(&state).unwrap();
+        invariant::transition(&before, &state).unwrap_or_else(|broken| panic!("{command:?}: {broken}"));
     }
     (state, refusals)
 }

@@ -294,6 +294,44 @@ fn rule_9_five_become_three_in_one_reconfig_and_only_while_the_three_are_well() 
 }
 
 #[test]
+fn rule_9_growth_taken_back_before_the_two_vote_lets_them_go_one_by_one_and_the_three_keep_their_list() {
+    let mut s = growing();
+    in_sync(&mut s, "zookeeper-4");
+    s.phase("zookeeper-5", Phase::Starting);
+    let reconfig = |s: &Situation| (ensemble::next(&s.state, &s.obs, &zookeeper()), ensemble::waits(&s.state, &s.obs, &zookeeper()));
+    assert!(reconfig(&s).1.is_some(), "one of the two waits for the other");
+    s.ok(Command::Scale { role: zookeeper(), pref: 3 });
+    assert_eq!(reconfig(&s), (None, None));
+    assert_eq!(s.carry_out(), [Action::Release { slot: slot("zookeeper-4") }]);
+    s.word("zookeeper-4");
+    assert_eq!(s.carry_out(), [Action::Release { slot: slot("zookeeper-5") }, Action::Remove { slot: slot("zookeeper-4") }]);
+    assert_eq!(reconfig(&s), (None, None));
+    s.word("zookeeper-5");
+    assert_eq!(s.carry_out(), [Action::Remove { slot: slot("zookeeper-5") }]);
+    assert_eq!((s.state.slots_of(&zookeeper()).count(), s.plan(), reconfig(&s)), (3, vec![], (None, None)));
+    // Wanted once more: an id that was given is not given again, though it never voted.
+    s.ok(Command::Scale { role: zookeeper(), pref: 5 });
+    s.carry_out();
+    assert_eq!(["zookeeper-4", "zookeeper-5"].map(|id| s.state.slots[&slot(id)].member_id), [6, 7]);
+}
+
+#[test]
+fn rule_9_growth_taken_back_while_neither_of_the_two_starts_does_not_wait_for_them() {
+    let mut s = growing();
+    ["zookeeper-4", "zookeeper-5"].into_iter().for_each(|id| s.phase(id, Phase::Starting));
+    s.ok(Command::Scale { role: zookeeper(), pref: 3 });
+    assert_eq!(s.carry_out(), [Action::Release { slot: slot("zookeeper-4") }]);
+    s.word("zookeeper-4");
+    assert_eq!(s.carry_out(), [Action::Release { slot: slot("zookeeper-5") }, Action::Remove { slot: slot("zookeeper-4") }]);
+    // For one that votes they do wait.
+    let mut s = growing();
+    ["zookeeper-4", "zookeeper-5"].into_iter().for_each(|id| s.phase(id, Phase::Starting));
+    s.ok(Command::Scale { role: zookeeper(), pref: 3 });
+    s.phase("zookeeper-1", Phase::Unhealthy);
+    assert_eq!(s.plan(), []);
+}
+
+#[test]
 fn rule_9_below_the_minimum_is_an_alarm_and_no_live_voter_is_dropped() {
     let mut s = Situation::well();
     s.state.spec.roles.get_mut(&zookeeper()).expect("role").min = 3;

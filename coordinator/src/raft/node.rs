@@ -2,6 +2,7 @@
 //! simulator drives the very same code. Left out: proposals' callers and reads (`task`), transport (`peers`).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fail::fail_point;
 use prost_raft::Message as _;
@@ -53,7 +54,7 @@ pub struct Config {
     /// Voting members of a new cluster; used only when the disk is empty. Empty: join as somebody added later.
     pub voters: Vec<u64>,
     /// Length of a tick.
-    pub tick: std::time::Duration,
+    pub tick: Duration,
     /// Ticks without a leader until an election (randomized up to twice this).
     pub election_ticks: usize,
     /// Ticks between a leader's heartbeats.
@@ -72,13 +73,28 @@ impl Default for Config {
         Config {
             id: 0,
             voters: Vec::new(),
-            tick: std::time::Duration::from_millis(100),
+            tick: Duration::from_millis(100),
             election_ticks: 10,
             heartbeat_ticks: 2,
             snapshot_every: 10_000,
             keep_entries: 1_000,
             cache_every: 1_000,
         }
+    }
+}
+
+impl Config {
+    /// As by default, with elections that a lease of `lease_ms` covers: the longest takes half of it at most, beside the quarter until the next heartbeat.
+    pub fn for_lease(lease_ms: u64) -> Self {
+        let default = Self::default();
+        let in_half_a_lease = Duration::from_millis(lease_ms) / (2 * 2 * default.election_ticks as u32);
+        let tick = if mutant!("ticks-ignore-the-lease") { default.tick } else { default.tick.min(in_half_a_lease) };
+        Self { tick, ..default }
+    }
+
+    /// The longest time without a leader until somebody stands for election.
+    pub fn longest_election(&self) -> Duration {
+        self.tick * 2 * self.election_ticks as u32
     }
 }
 

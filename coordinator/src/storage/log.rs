@@ -10,9 +10,10 @@ use fail::fail_point;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use prost_raft::Message as _;
 use raft::eraftpb::{Entry, HardState};
+use vp_cluster::mutant;
 
 use super::frame::{self, Found, FrameBuilder, Kind};
-use super::{Identity, StorageError};
+use super::{Identity, StorageError, mark};
 
 /// Size of a segment, bytes, unless one write needs more.
 pub const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
@@ -79,12 +80,15 @@ impl Log {
             }
         }
         numbers.sort();
-        let marker = directory.join("in-use");
+        let marked = mark::read(directory)?;
+        let newest = numbers.last().map_or(0, |(number, _)| *number);
         if numbers.is_empty() {
-            let evidence = in_use.or(marker.exists().then_some("marker file"));
+            let evidence = in_use.or(marked.map(|_| "marker file"));
             if let Some(evidence) = evidence {
                 return Err(StorageError::Emptied { path: directory.to_owned(), evidence });
             }
+        } else if let Some(number) = marked.filter(|marked| *marked > newest && !mutant!("newest-segment-not-missed")) {
+            return Err(StorageError::Damaged { path: directory.to_owned(), offset: 0, reason: format!("segment {number} is missing, the newest one") });
         }
         let mut log = Log {
             directory: directory.to_owned(),
@@ -105,11 +109,10 @@ impl Log {
             log.roll(0)?;
         } else {
             log.replay(numbers)?;
-        }
-        if !marker.exists() {
-            let file = File::create(&marker).map_err(io("create", &marker))?;
-            file.sync_all().map_err(io("sync", &marker))?;
-            sync_directory(directory)?;
+            // Stopped between a segment's begin and its mark.
+            if marked != Some(newest) {
+                mark::write(directory, newest)?;
+            }
         }
         Ok(log)
     }
@@ -221,6 +224,7 @@ impl Log {
         fs::rename(&temporary, &path).map_err(io("rename"))?;
         fail_point!("log::rolled");
         sync_directory(&self.directory)?;
+        mark::write(&self.directory, number)?;
         self.file = file;
         self.offset = first.len();
         self.capacity = capacity;

@@ -13,6 +13,7 @@ pub mod applied;
 pub mod disk;
 pub mod frame;
 pub mod log;
+mod mark;
 pub mod snapshot;
 pub mod whose;
 

@@ -1,12 +1,14 @@
 /*
  * What disk, clock and network can do to a program, by LD_PRELOAD: writes that were not synced are lost when the power goes, the wall clock jumps, and
- * connections take another way.
+ * connections take another way. And a note of whether it has passed its fail point.
  *
  *   VP_UNDO=DIR    each file written with pwrite has a journal in DIR with what its bytes were before; a successful fsync or fdatasync empties it.
  *                  `chaos` plays the journals back after a SIGKILL of the process: then exactly the unsynced writes are gone.
  *   VP_CLOCK=FILE  8 bytes, a signed offset in seconds, added to CLOCK_REALTIME; may change at any time.
  *   VP_SYNC_US=N   a sync takes so much longer, as on a disk: a memory file system would never be caught between write and sync.
  *   VP_VIA="A=B …" connections to IPv4 address A go to B instead: a redirect to where a leader really is does not get round the proxy in between.
+ *   VP_SLEPT=FILE  FILE is made once the program sleeps for as long as the first sleep in FAILPOINTS: the fail point was passed. What a fail point prints
+ *                  goes nowhere in these programs, so its sleeps, of lengths that nobody else has (`points.rs`), are what can be seen of it.
  *   VP_LIE=1       the planted bug: fsync and fdatasync answer 0 and do nothing, and empty no journal.
  *
  * Left out: renames and directory entries (the file system here orders them), mmap, CLOCK_BOOTTIME and CLOCK_MONOTONIC, which no machine's clock lets jump.
@@ -31,7 +33,9 @@ static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
 static int (*real_fsync)(int), (*real_fdatasync)(int), (*real_clock)(clockid_t, struct timespec *);
 static int (*real_connect)(int, const struct sockaddr *, socklen_t);
-static const char *undo, *lie, *via;
+static int (*real_sleep)(clockid_t, int, const struct timespec *, struct timespec *);
+static const char *undo, *lie, *via, *slept;
+static struct timespec late;
 static useconds_t slow_us;
 static volatile const int64_t *offset;
 
@@ -41,7 +45,12 @@ __attribute__((constructor)) static void begin(void) {
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
     real_clock = dlsym(RTLD_NEXT, "clock_gettime");
     real_connect = dlsym(RTLD_NEXT, "connect");
+    real_sleep = dlsym(RTLD_NEXT, "clock_nanosleep");
     via = getenv("VP_VIA");
+    const char *points = getenv("FAILPOINTS"), *sleeps = points ? strstr(points, "sleep(") : NULL;
+    slept = sleeps ? getenv("VP_SLEPT") : NULL;
+    long late_ms = sleeps ? strtol(sleeps + strlen("sleep("), NULL, 10) : 0;
+    late = (struct timespec){.tv_sec = late_ms / 1000, .tv_nsec = late_ms % 1000 * 1000000};
     undo = getenv("VP_UNDO");
     lie = getenv("VP_LIE");
     const char *slow = getenv("VP_SYNC_US");
@@ -112,6 +121,15 @@ int clock_gettime(clockid_t which, struct timespec *time) {
     int outcome = real_clock(which, time);
     if (outcome == 0 && offset && which == CLOCK_REALTIME) time->tv_sec += *offset;
     return outcome;
+}
+
+/* What Rust's `thread::sleep` calls. */
+int clock_nanosleep(clockid_t which, int flags, const struct timespec *length, struct timespec *left) {
+    if (slept && flags == 0 && length->tv_sec == late.tv_sec && length->tv_nsec == late.tv_nsec) {
+        int note = open(slept, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (note >= 0) close(note);
+    }
+    return real_sleep(which, flags, length, left);
 }
 
 /* Where connections to `to` go instead, or 0: nowhere else. */

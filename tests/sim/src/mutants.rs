@@ -63,6 +63,9 @@ pub const ALL: &[Mutant] = &[
     mutant("vp-coordinator", "volume-detached-from-holder", "a volume is taken off the node that holds its slot"),
     mutant("vp-coordinator", "detached-in-sight", "a volume that is being taken away still opens the start gate"),
     mutant("vp-coordinator", "deposed-leader-detaches", "a leader that stood still takes a volume away on its old state"),
+    mutant("vp-coordinator", "unanswered-slice-counts", "a slice of the nodes that EC2 did not answer for counts as looked at"),
+    mutant("vp-coordinator", "ticks-ignore-the-lease", "an election takes up to two seconds whatever the lease"),
+    mutant("vp-coordinator", "newest-segment-not-missed", "a log whose newest segment is gone is opened"),
     // The brake.
     mutant("vp-cluster", "brake-off", "the brake never closes"),
     mutant("vp-cluster", "brake-counts-late", "the brake counts a node only once it is given up: the first of many go one by one"),
@@ -74,6 +77,7 @@ pub const ALL: &[Mutant] = &[
     mutant("vp-cluster", "stale-plan", "a plan is applied although its ground has moved"),
     mutant("vp-cluster", "two-voters-at-once", "a drain releases two members of a quorum together"),
     mutant("vp-cluster", "drain-of-a-weak-quorum", "a drain takes a member while another is not well"),
+    mutant("vp-cluster", "joiners-wait-for-each-other", "two ZooKeepers that are no longer wanted and never started wait for each other"),
     mutant("vp-cluster", "zones-not-spread", "placement does not look at zones"),
     mutant("vp-cluster", "old-member-on-an-empty-disk", "a ZooKeeper member keeps its id without its disk"),
     mutant("vp-cluster", "grow-to-replace", "a replacement is added without removing the old member"),

@@ -206,6 +206,21 @@ impl Cell {
         coordinators.iter().map(|child| fs::read_dir(format!("/proc/{}/fd", child.id())).map_or(0, Iterator::count)).collect()
     }
 
+    /// Threads of each coordinator by name, with their nice value (of several with one name: of any).
+    pub fn threads(&self) -> Vec<BTreeMap<String, i32>> {
+        let of = |child: &Child| {
+            let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten();
+            let thread = |folder: PathBuf| {
+                let (name, stat) = (fs::read_to_string(folder.join("comm")).ok()?, fs::read_to_string(folder.join("stat")).ok()?);
+                // proc(5): the 19th field; the second is the name, in parentheses.
+                let nice = stat.rsplit_once(") ")?.1.split(' ').nth(16)?.parse().ok()?;
+                Some((name.trim_end().to_owned(), nice))
+            };
+            tasks.filter_map(|task| thread(task.path())).collect()
+        };
+        self.coordinators.lock().unwrap_or_else(PoisonError::into_inner).iter().map(of).collect()
+    }
+
     /// Every coordinator still lives.
     pub fn all_live(&self) -> bool {
         self.coordinators.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().all(|child| matches!(child.try_wait(), Ok(None)))

@@ -1,7 +1,7 @@
 //! Honest agents beside the attacks that are no mass: three heartbeat from the first of these to the last, twenty times a second.
 //!
 //! An attack is to blame when, from its begin to its end, one of them is dropped or waits for half a lease. It is over in a moment, so how much slower they are
-//! answered is judged over all so far, each heartbeat once: their p99 while attacks go on, over the quiet one before the first (`load::most`: `make attacks` has
+//! answered is judged over all so far, each heartbeat once: their p99 while attacks go on, over the quiet one before the first (`load::most_ratio`: `make attacks` has
 //! them one after another and asks for the target). How it was during each by itself is told at the end there. Left out: attacks by the mass, which are judged one by one (`load`).
 
 use std::io::Write;
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use vp_tests::cell::machine::{Latency, Machine};
 use vp_trust::Credentials;
 
-use super::load::{most, span, strict};
+use super::load::{measured_for, most_ratio, strict};
 use super::{QUIET, cell, honest};
 
 /// Of so many heartbeats a p99 is judged.
-const ENOUGH: usize = 2000;
+const ENOUGH: usize = 1500;
 
 struct Beside {
     seen: Arc<Mutex<Seen>>,
@@ -59,7 +59,7 @@ pub fn begin() {
             let seen = seen.clone();
             cell().block_on(async { drop(tokio::spawn(heartbeats(machine, own, seen))) });
         }
-        std::thread::sleep(span()); // the span of the measurement
+        std::thread::sleep(measured_for()); // the span of the measurement
         let quiet = Latency::of(lock(&seen).beats.iter().map(|beat| beat.took).collect()).unwrap();
         Beside { seen, quiet, attacks: Mutex::default() }
     });
@@ -99,7 +99,7 @@ pub fn judge(from: Instant) {
     attacks.push(attack);
     if let Some(all) = beside.during(&attacks).filter(|all| all.beats >= ENOUGH) {
         let ratio = all.ratio(&beside.quiet);
-        assert!(ratio <= most(), "beside attacks heartbeats have {ratio:.2} times their quiet p99, {} is the most", most());
+        assert!(ratio <= most_ratio(), "beside attacks heartbeats have {ratio:.2} times their quiet p99, {} is the most", most_ratio());
     }
 }
 
@@ -124,6 +124,9 @@ pub fn tell() {
     let each = attacks.iter().filter(|_| strict()).map(|attack| (attack.name.clone(), std::slice::from_ref(attack)));
     for (name, some) in each.chain([(format!("{} attacks", attacks.len()), &attacks[..])]) {
         table += &beside.during(some).map_or_else(String::new, |of| line(&name, &of));
+    }
+    if beside.during(&attacks).is_none_or(|all| all.beats < ENOUGH) {
+        table += &format!("(not judged: {ENOUGH} heartbeats are needed for it)\n");
     }
     let _ = std::io::stdout().write_all(table.as_bytes());
 }

@@ -331,3 +331,12 @@ fn one_instance_cannot_have_two_enrolments_judged_at_once() {
         let _ = honest("i-after").await;
     });
 }
+
+#[test]
+fn strangers_are_served_by_threads_that_give_way() {
+    for (coordinator, threads) in cell().threads().into_iter().enumerate() {
+        let nice = |name: &str| threads.get(name).copied().unwrap_or_else(|| panic!("{coordinator} has no thread {name}: {threads:?}"));
+        assert_eq!((nice("door"), nice("enrolment")), (5, 5), "{threads:?}");
+        assert_eq!((nice("control"), nice("cloud")), (0, 0), "{threads:?}");
+    }
+}

@@ -19,7 +19,7 @@ use vp_trust::Credentials;
 use super::{QUIET, cell, honest};
 
 /// How long each is kept up; where the target is asked, long enough for a p99 that is not the third slowest heartbeat.
-pub fn span() -> Duration {
+pub fn measured_for() -> Duration {
     Duration::from_secs(if strict() { 10 } else { 4 })
 }
 /// Turns whose median is judged.
@@ -29,7 +29,7 @@ const TARGET: f64 = 2.0;
 /// What a single turn may show on a machine that is not quiet. Beyond it something is wrong.
 const GROSS: f64 = 5.0;
 /// An attack's tasks end, and the coordinators give back what it held, within this.
-const SETTLES: Duration = Duration::from_secs(20);
+pub const SETTLES: Duration = Duration::from_secs(20);
 /// Descriptors that a coordinator may have more after an attack than before: segments of its log, connections to its peers.
 const SLACK: usize = 32;
 
@@ -46,7 +46,7 @@ pub fn strict() -> bool {
 }
 
 /// The most that p99 under attack may be of the quiet one.
-pub fn most() -> f64 {
+pub fn most_ratio() -> f64 {
     if strict() { TARGET } else { GROSS }
 }
 
@@ -59,7 +59,7 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -91,7 +91,7 @@ pub fn under<F: Future<Output = ()> + Send + 'static>(attack: &Attack, begin: im
         ratios.push(turn.ratio());
     }
     ratios.sort_unstable_by(f64::total_cmp);
-    let (median, most) = (ratios[ratios.len() / 2], most());
+    let (median, most) = (ratios[ratios.len() / 2], most_ratio());
     assert!(median <= most, "{}: heartbeats have {median:.2} times their quiet p99 (median of {ratios:.2?}), {most} is the most", attack.name);
 }
 
@@ -111,7 +111,7 @@ fn turn<F: Future<Output = ()> + Send + 'static>(attack: &Attack, machines: &[(M
 fn watch(attack: &Attack, machines: &[(Machine, Credentials)]) -> Latency {
     cell().block_on(async {
         let witnesses = Witnesses::watch(cell(), machines).await.unwrap();
-        tokio::time::sleep(span()).await; // the span of the measurement
+        tokio::time::sleep(measured_for()).await; // the span of the measurement
         witnesses.tell().await.unwrap_or_else(|error| panic!("{}: {error:#}\n{}", attack.name, cell().last_words()))
     })
 }
@@ -151,7 +151,7 @@ fn settled(attack: &Attack, before: &[usize]) {
 }
 
 /// Threads that run when nobody else wants to.
-fn attackers() -> tokio::runtime::Runtime {
+pub fn attackers() -> tokio::runtime::Runtime {
     let idle = || {
         let parameters = nix::libc::sched_param { sched_priority: 0 };
         // SAFETY: plain system call over a value of ours; 0 is the calling thread.

@@ -32,7 +32,7 @@ const DESCRIPTORS: u64 = 12_000;
 /// One cell for the whole program.
 static CELL: OnceLock<Cell> = OnceLock::new();
 
-/// Attacks by the mass run alone; the others side by side.
+/// Attacks by the mass run alone; the others side by side, or one after another (`--test-threads 1`).
 static QUIET: RwLock<()> = RwLock::new(());
 
 /// Coordinators die with this process; their folder is taken along.

@@ -31,7 +31,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Leaders killed, of each kind.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 25)]
     kills: usize,
     /// Agents (and leases) that send heartbeats.
     #[arg(long, default_value_t = 10_000)]

@@ -103,7 +103,7 @@ pub async fn run(plan: Plan, tally: Arc<Tally>) -> anyhow::Result<Seen> {
         let struck = Box::pin(trial.inject(fault)).await.with_context(told)?;
         let healed = trial.whole().await.with_context(told)?;
         tally.add(fault.name(), struck, healed);
-        if fault.is_blow() {
+        if struck && fault.is_blow() {
             tally.add_blow();
         }
         let violations = observer.violations();
@@ -201,16 +201,7 @@ impl Trial {
                 self.hold(pause).await?;
                 signal(self, Signal::SIGCONT);
             }
-            Fault::CoordinatorFailPoint => {
-                let armed = points::arm_coordinator(&mut self.dice);
-                self.coordinators.kill(member);
-                self.coordinators.start_member_with(member, &[("FAILPOINTS", &armed.text)])?;
-                let held = self.dice.between_ms(1000, 4000);
-                self.hold(held).await?;
-                let ended = self.coordinators.process_mut(member).is_none_or(|process| !process.runs());
-                self.restart(member, 0, 200).await?;
-                return Ok(ended || !armed.ends);
-            }
+            Fault::CoordinatorFailPoint => return self.coordinator_fail_point(member).await,
             Fault::CoordinatorPower => return self.lose_power(&[member], &id).await,
             Fault::CoordinatorPowerAll => return self.lose_power(&[0, 1, 2], &id).await,
             Fault::CoordinatorClock => self.coordinator_clock(member).await?,
@@ -286,6 +277,21 @@ impl Trial {
         Ok(())
     }
 
+    /// False: the coordinator never came to its fail point.
+    async fn coordinator_fail_point(&mut self, member: usize) -> anyhow::Result<bool> {
+        let armed = points::arm_coordinator(&mut self.dice);
+        self.coordinators.kill(member);
+        let environment = self.hardware[member].arm(&armed.text)?;
+        let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.coordinators.start_member_with(member, &environment)?;
+        let held = self.dice.between_ms(1000, 4000);
+        self.hold(held).await?;
+        let ended = self.coordinators.process_mut(member).is_none_or(|process| !process.runs());
+        self.restart(member, 0, 200).await?;
+        Ok(armed.struck(ended, self.hardware[member].slept()))
+    }
+
+    /// False: the agent never came to its fail point.
     async fn agent_fail_point(&mut self, id: &str) -> anyhow::Result<bool> {
         let armed = points::arm_agent(&mut self.dice);
         self.node(id, |node| node.kill_agent());
@@ -296,9 +302,13 @@ impl Trial {
             sleep(Duration::from_millis(50)).await;
             self.node(id, |node| ended = !node.runs());
         }
-        self.node(id, |node| node.kill_agent());
+        let mut slept = false;
+        self.node(id, |node| {
+            node.kill_agent();
+            slept = node.slept();
+        });
         self.instances.start_agent(id, None)?;
-        Ok(ended || !armed.ends)
+        Ok(armed.struck(ended, slept))
     }
 
     async fn drain(&mut self, id: &str) -> anyhow::Result<()> {

@@ -1,7 +1,9 @@
-//! What a program under `preload/faults.c` runs on: a wall clock that jumps, and a disk that forgets what was not synced when the power goes.
+//! What a program under `preload/faults.c` runs on: a wall clock that jumps, a disk that forgets what was not synced when the power goes, and
+//! a note of whether it has slept by a fail point.
 //! Left out: the disk's size (`disk`) and its bits (`damage`).
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -46,6 +48,26 @@ impl Hardware {
         let mut all = self.clock_environment();
         all.extend([("VP_UNDO".to_owned(), self.undo().display().to_string()), ("VP_SYNC_US".to_owned(), SYNC_US.to_owned())]);
         all
+    }
+
+    fn note(&self) -> PathBuf {
+        self.folder.join("slept")
+    }
+
+    /// More environment, of a program that starts with fail points armed: it has not slept by them yet.
+    ///
+    /// # Errors
+    /// The note of earlier ones cannot be removed.
+    pub fn arm(&self, fail_points: &str) -> anyhow::Result<Vec<(String, String)>> {
+        match fs::remove_file(self.note()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(vec![("FAILPOINTS".to_owned(), fail_points.to_owned()), ("VP_SLEPT".to_owned(), self.note().display().to_string())]),
+        }
+    }
+
+    /// Whether the program has slept by a fail point since it was started with some armed.
+    pub fn slept(&self) -> bool {
+        self.note().exists()
     }
 
     /// The wall clock jumps, seconds from the truth.

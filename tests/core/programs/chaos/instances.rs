@@ -109,7 +109,7 @@ impl Instances {
     /// Starts the agent of an instance, with fail points armed when given.
     ///
     /// # Errors
-    /// The program does not start.
+    /// The program does not start, or what an earlier one has noted cannot be removed.
     pub fn start_agent(&mut self, id: &str, fail_points: Option<&str>) -> anyhow::Result<()> {
         let Some(node) = self.nodes.get_mut(id) else { return Ok(()) };
         let mut command = Command::new(&self.programs.agent);
@@ -118,7 +118,7 @@ impl Instances {
         command.env("VP_COMPONENTS", &self.folder).env("AWS_EC2_METADATA_SERVICE_ENDPOINT", Region::metadata_endpoint(node.address));
         command.envs(node.hardware.clock_environment()).env("VP_VIA", &node.detours);
         if let Some(armed) = fail_points {
-            command.env("FAILPOINTS", armed);
+            command.envs(node.hardware.arm(armed)?);
         }
         node.agent = Some(Program::start(command, &node.root.with_file_name("agent.log"))?);
         Ok(())
@@ -152,6 +152,11 @@ impl Node {
     /// Whether the agent runs.
     pub fn runs(&mut self) -> bool {
         self.agent.as_mut().is_some_and(Program::runs)
+    }
+
+    /// Whether the agent has slept by a fail point since it was last started with some armed.
+    pub fn slept(&self) -> bool {
+        self.hardware.slept()
     }
 
     /// A signal to the agent alone.

@@ -108,7 +108,7 @@ impl Members {
     /// Starts a member on its disk, with fail points armed when given.
     ///
     /// # Errors
-    /// The program does not start.
+    /// The program does not start, or what an earlier one has noted cannot be removed.
     pub fn start_member(&mut self, member: usize, fail_points: Option<&str>) -> anyhow::Result<()> {
         let mut command = Command::new(&self.programs.register_server);
         command.arg("--id").arg((member + 1).to_string()).arg("--disk").arg(self.disk(member)).arg("--trust").arg(self.trust());
@@ -119,7 +119,7 @@ impl Members {
         command.args(["--machine", "registers", "--snapshot-every", "400", "--segment-bytes", "65536"]).args(&self.programs.arguments);
         command.envs(self.hardware[member].environment()).envs(self.programs.environment.iter().cloned());
         if let Some(armed) = fail_points {
-            command.env("FAILPOINTS", armed);
+            command.envs(self.hardware[member].arm(armed)?);
         }
         self.processes[member] = Some(Program::start(command, &self.said(member))?);
         Ok(())
@@ -128,6 +128,11 @@ impl Members {
     /// A member's process, unless it is down.
     pub fn process(&mut self, member: usize) -> Option<&mut Program> {
         self.processes[member].as_mut()
+    }
+
+    /// Whether a member has slept by a fail point since it was last started with some armed.
+    pub fn slept(&self, member: usize) -> bool {
+        self.hardware[member].slept()
     }
 
     /// SIGKILL: what was written but not synced is in the kernel and survives.

@@ -104,8 +104,15 @@ pub const AGENT: &[(&str, Can)] = &[
 /// A setting for `FAILPOINTS`.
 pub struct Armed {
     pub text: String,
-    /// The process is expected to end by it.
+    /// The process is expected to end by it. Where it is not, it sleeps by it once the point has had its effect, and the preload notes that.
     pub ends: bool,
+}
+
+impl Armed {
+    /// Whether the point had its effect. `ended`: the process has; `slept`: it was seen to sleep by the point (`Hardware::slept`).
+    pub fn struck(&self, ended: bool, slept: bool) -> bool {
+        if self.ends { ended } else { slept }
+    }
 }
 
 /// One point of the log, after a number of passes, with one effect.
@@ -127,10 +134,16 @@ pub fn arm_agent(dice: &mut Dice) -> Armed {
 fn one(dice: &mut Dice, of: &[(&str, Can)]) -> Armed {
     let (name, can) = *dice.pick(of);
     let passes = *dice.pick(&[0, 1, 2, 3, 5, 10, 20, 50]);
+    // Up to 197, and a length that nobody else sleeps: by it the preload knows the point.
+    let late_ms = dice.below(20) * 10 + 7;
+    let of_disk = name.starts_with("log::") || name.starts_with("durable::");
     match (dice.below(3), can) {
-        (0, _) => Armed { text: format!("{name}=20%sleep({})", dice.below(200) + 1), ends: false },
-        // The disk's errors end a process; a message that is dropped does not.
-        (1, Fail) => Armed { text: format!("{name}={passes}*off->1*return->off"), ends: name.starts_with("log::") || name.starts_with("durable::") },
+        // Late when it is passed first, and one time in five from then on.
+        (0, _) => Armed { text: format!("{name}=1*sleep({late_ms})->20%sleep({late_ms})"), ends: false },
+        // The disk's errors end a process.
+        (1, Fail) if of_disk => Armed { text: format!("{name}={passes}*off->1*return->off"), ends: true },
+        // A message that is dropped does not; that the point was passed once more tells of it.
+        (1, Fail) => Armed { text: format!("{name}={passes}*off->1*return->1*sleep({late_ms})->off"), ends: false },
         _ => Armed { text: format!("{name}={passes}*off->1*panic->off"), ends: true },
     }
 }
@@ -153,6 +166,18 @@ mod tests {
 
     fn listed(lists: &[&[(&str, Can)]]) -> BTreeSet<(String, bool)> {
         lists.iter().flat_map(|list| list.iter()).map(|(name, can)| ((*name).to_owned(), *can == Fail)).collect()
+    }
+
+    #[test]
+    fn a_point_that_ends_nothing_sleeps_for_one_length_of_its_own_and_is_struck_by_nothing_else() {
+        let mut dice = Dice::new(1);
+        for _ in 0..1000 {
+            let armed = arm(&mut dice);
+            let sleeps: Vec<u64> = armed.text.split("sleep(").skip(1).filter_map(|rest| rest.split(')').next()?.parse().ok()).collect();
+            assert_eq!(armed.ends, sleeps.is_empty(), "{}", armed.text);
+            assert!(sleeps.iter().all(|ms| ms % 10 == 7 && *ms == sleeps[0]), "{}", armed.text);
+            assert_eq!([armed.struck(true, false), armed.struck(false, true)], [armed.ends, !armed.ends]);
+        }
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Trial {
         0
     }
 
-    /// A member with a fail point armed: it ends by it, or goes on through it.
+    /// A member with a fail point armed: it ends by it, or goes on through it. False: it never came to it.
     async fn fail_point(&mut self, member: usize) -> anyhow::Result<bool> {
         let armed = points::arm(&mut self.dice);
         self.members.kill(member);
@@ -229,7 +229,7 @@ impl Trial {
         let ended = self.members.process(member).is_none_or(|process| !process.runs());
         self.members.kill(member);
         self.members.start_member(member, None)?;
-        Ok(ended || !armed.ends)
+        Ok(armed.struck(ended, self.members.slept(member)))
     }
 
     /// A full disk ends the member or is lived through; with room again it comes back.

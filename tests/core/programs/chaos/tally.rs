@@ -40,7 +40,7 @@ impl Tally {
         kind.longest = kind.longest.max(healed);
     }
 
-    /// One of the injections was a partition, pause or kill of an instance, an agent or a coordinator of a real cluster.
+    /// One of the injections that struck was a partition, pause or kill of an instance, an agent or a coordinator of a real cluster.
     pub fn add_blow(&self) {
         self.blows.fetch_add(1, Ordering::Relaxed);
     }
