@@ -23,7 +23,7 @@ const CLUSTERS: usize = 6;
 /// Deaths that each coordinator of each is sent.
 const DEATHS: usize = 3;
 /// A first start that is not disturbed changes the disk about so often until its member votes.
-const CHANGES: usize = 16;
+const CHANGES: usize = 17;
 /// A start that has changed the disk less often by then waits for others: it is killed as it stands.
 const START: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(60);
