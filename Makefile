@@ -79,7 +79,7 @@ fuzz: setup ## ten million inputs for every parser, optimised and with all check
 	@VP_FUZZ_INPUTS=$${VP_FUZZ_INPUTS:-10000000} cargo test --workspace --locked --quiet --profile fuzz --test fuzz -- --nocapture
 
 attacks: SETUP_FOR := test
-attacks: build ## honest agents' p99 beside attacks at most twice the quiet one; by the mass in the median of three turns each; coordinators as they are released
+attacks: build ## honest agents' p99 beside attacks at most twice the quiet one; by the mass in the median of three turns each; coordinators optimised as a release
 	@cargo build --locked --quiet --profile measured -p vp-coordinator -p vp-core-tests
 	@VP_ATTACK_P99=1 VP_BIN="$(CARGO_TARGET_DIR)/measured" cargo test --workspace --locked --quiet --test attacks -- --nocapture --test-threads 1
 

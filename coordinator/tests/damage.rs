@@ -4,7 +4,6 @@
 mod ledger;
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -75,14 +74,15 @@ async fn a_segment_missing_in_the_middle_is_named() {
 fn the_last_segment_missing_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let entry = |index| Entry { index, term: 1, data: vec![7; 500], ..Entry::default() };
-    let mut log = Log::open(dir.path(), &identity(1), small().segment_bytes, None).unwrap();
+    let opened = || Log::open(&dir.path().join("log"), &identity(1), small().segment_bytes, None);
+    let mut log = opened().unwrap();
     for index in 1..=100 {
         log.append(&[entry(index)], &HardState { term: 1, vote: 1, commit: 0 }).unwrap();
     }
     drop(log);
-    let open = || Log::open(dir.path(), &identity(1), small().segment_bytes, None).map(|log| log.last_index());
+    let open = || opened().map(|log| log.last_index());
     assert_eq!(open().unwrap(), 100);
-    let all: BTreeSet<PathBuf> = fs::read_dir(dir.path()).unwrap().map(|item| item.unwrap().path()).filter(|path| path.extension().is_some()).collect();
+    let all = segments(dir.path());
     let last = all.last().unwrap();
     let bytes = fs::read(last).unwrap();
     fs::remove_file(last).unwrap();

@@ -149,6 +149,22 @@ async fn leads(folder: &Path, state: ClusterState) -> (Arc<Leader>, JoinHandle<R
     leads_with(folder, state, Registry::default()).await
 }
 
+/// One node, on which nothing is to run.
+fn without_roles() -> ClusterState {
+    let mut state = given_back();
+    state.spec.roles.clear();
+    state.slots.clear();
+    state
+}
+
+/// A leader whose registry has the clock that is returned, ms.
+async fn leads_on_a_clock(folder: &Path, state: ClusterState) -> (Arc<AtomicU64>, Arc<Leader>, JoinHandle<Result<(), NodeError>>) {
+    let now = Arc::new(AtomicU64::new(1_000));
+    let clock = now.clone();
+    let (leader, ended) = leads_with(folder, state, Registry::on(Box::new(move || clock.load(Relaxed)))).await;
+    (now, leader, ended)
+}
+
 async fn leads_with(folder: &Path, state: ClusterState, registry: Registry) -> (Arc<Leader>, JoinHandle<Result<(), NodeError>>) {
     let (machine, state, _) = ClusterMachine::founded(state);
     let node = open(folder, &identity(1), StoreOptions::default(), config(1, &[1]), machine).unwrap();
@@ -205,11 +221,9 @@ async fn a_detach_names_the_node_it_was_decided_for() {
 #[tokio::test]
 async fn a_node_that_registers_is_not_lost_before_its_stream_is_open() {
     let folder = tempfile::tempdir().unwrap();
-    let now = Arc::new(AtomicU64::new(1_000));
-    let clock = now.clone();
     let mut state = given_back();
     state.nodes.clear();
-    let (leader, ended) = leads_with(folder.path(), state, Registry::on(Box::new(move || clock.load(Relaxed)))).await;
+    let (now, leader, ended) = leads_on_a_clock(folder.path(), state).await;
     let control = Control { leader: leader.clone(), zookeeper_digest: String::new(), findings: watch::channel(Findings::default()).0 };
     let mut memory = control.turn(control::Memory::default()).await;
     for at in (1_000..20_000).step_by(100) {
@@ -329,14 +343,10 @@ impl Region for Asked {
 #[tokio::test]
 async fn ec2_is_asked_every_second_of_whom_is_silent_and_every_ten_of_all() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = given_back();
-    state.spec.roles.clear();
-    state.slots.clear();
+    let mut state = without_roles();
     let other = Node { address: "10.0.1.21".to_owned(), ..state.nodes[&NodeId::from("i-1")].clone() };
     state.nodes.insert(NodeId::from("i-2"), other);
-    let now = Arc::new(AtomicU64::new(1_000));
-    let clock = now.clone();
-    let (leader, ended) = leads_with(folder.path(), state, Registry::on(Box::new(move || clock.load(Relaxed)))).await;
+    let (now, leader, ended) = leads_on_a_clock(folder.path(), state).await;
     let seats = ["i-1", "i-2"].map(|node| (NodeId::from(node), leader.registry.open(&NodeId::from(node), Session(1)).unwrap()));
     let heard = |node: usize| leader.registry.heard(&seats[node].0, seats[node].1.stream, BTreeMap::new(), None);
     let region = Arc::new(Asked::default());
@@ -386,15 +396,11 @@ async fn ec2_is_asked_every_second_of_whom_is_silent_and_every_ten_of_all() {
 #[tokio::test]
 async fn of_many_nodes_ec2_is_asked_in_slices_that_take_turns() {
     let folder = tempfile::tempdir().unwrap();
-    let mut state = given_back();
-    state.spec.roles.clear();
-    state.slots.clear();
+    let mut state = without_roles();
     let one = state.nodes[&NodeId::from("i-1")].clone();
     state.nodes = (0..2500).map(|number| (NodeId(format!("i-{number:04}")), one.clone())).collect();
     let all: BTreeSet<String> = state.nodes.keys().map(|node| node.0.clone()).collect();
-    let now = Arc::new(AtomicU64::new(1_000));
-    let clock = now.clone();
-    let (leader, ended) = leads_with(folder.path(), state, Registry::on(Box::new(move || clock.load(Relaxed)))).await;
+    let (now, leader, ended) = leads_on_a_clock(folder.path(), state).await;
     let seats: Vec<_> = all.iter().map(|node| (NodeId::from(node.as_str()), leader.registry.open(&NodeId::from(node.as_str()), Session(1)).unwrap())).collect();
     let region = Arc::new(Asked::default());
     let watch = CloudWatch { leader: leader.clone(), region: region.clone() };

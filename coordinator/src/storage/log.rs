@@ -12,6 +12,7 @@ use prost_raft::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use vp_cluster::mutant;
 
+use super::file::sync_directory;
 use super::frame::{self, Found, FrameBuilder, Kind};
 use super::{Identity, StorageError, mark};
 
@@ -46,11 +47,6 @@ struct Replay {
     base: (u64, u64),
     entries: BTreeMap<u64, Entry>,
     hard_state: HardState,
-}
-
-/// Makes a folder's names durable.
-pub(super) fn sync_directory(path: &Path) -> Result<(), StorageError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| StorageError::io("sync", path, source))
 }
 
 impl Log {

@@ -1,31 +1,22 @@
 //! How far the log has come, kept beside its segments: a segment that is gone from the end would otherwise be missed by nothing, and what was acknowledged in
 //! it forgotten without a word.
 
-use std::{
-    fs::{self, File},
-    io::{ErrorKind, Write},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
-use super::{StorageError, log::sync_directory};
+use super::{StorageError, file};
 
-fn path(log: &Path) -> PathBuf {
-    log.join("in-use")
-}
+const NAME: &str = "in-use";
 
 /// Number of the newest segment that may hold anything acknowledged; 0: the log is in use, from before numbers were kept. None: nothing was ever written.
 ///
 /// # Errors
 /// It cannot be read, or is no number.
 pub(super) fn read(log: &Path) -> Result<Option<u64>, StorageError> {
-    let path = path(log);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StorageError::io("read", path, source)),
-    };
-    let number = if text.is_empty() { Ok(0) } else { text.trim_end().parse() };
-    number.map(Some).map_err(|_| StorageError::Damaged { path, offset: 0, reason: "not a segment's number".to_owned() })
+    let path = log.join(NAME);
+    let Some(bytes) = file::read(&path)? else { return Ok(None) };
+    let text = str::from_utf8(&bytes).ok().map(str::trim_end);
+    let number = text.and_then(|text| if text.is_empty() { Some(0) } else { text.parse().ok() });
+    number.map(Some).ok_or_else(|| StorageError::Damaged { path, offset: 0, reason: "not a segment's number".to_owned() })
 }
 
 /// Durable before anything is acknowledged from segment `number`.
@@ -33,12 +24,5 @@ pub(super) fn read(log: &Path) -> Result<Option<u64>, StorageError> {
 /// # Errors
 /// It cannot be written.
 pub(super) fn write(log: &Path, number: u64) -> Result<(), StorageError> {
-    let path = path(log);
-    let temporary = path.with_extension("tmp");
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(format!("{number}\n").as_bytes())?;
-        file.sync_all()
-    });
-    written.and_then(|()| fs::rename(&temporary, &path)).map_err(|source| StorageError::io("write", path, source))?;
-    sync_directory(log)
+    file::replace(log, NAME, format!("{number}\n").as_bytes())
 }

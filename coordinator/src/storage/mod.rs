@@ -11,6 +11,7 @@
 
 pub mod applied;
 pub mod disk;
+mod file;
 pub mod frame;
 pub mod log;
 mod mark;

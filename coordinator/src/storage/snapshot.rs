@@ -1,13 +1,11 @@
 //! The newest snapshot: one checksummed file, replaced by rename, synced before anything relies on it.
 
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 
 use prost_raft::Message as _;
 use raft::eraftpb::Snapshot;
 
-use super::{StorageError, log::sync_directory};
+use super::{StorageError, file};
 
 const MAGIC: &[u8; 8] = b"VPSNAP01";
 const NAME: &str = "snapshot";
@@ -28,26 +26,13 @@ pub fn write(directory: &Path, stored: &Stored) -> Result<(), StorageError> {
     bytes.push(u8::from(stored.received));
     bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
     bytes.extend_from_slice(&body);
-    let temporary = directory.join("snapshot.tmp");
-    let io = |action| {
-        let path = temporary.clone();
-        move |source| StorageError::io(action, path, source)
-    };
-    let mut file = File::create(&temporary).map_err(io("create"))?;
-    file.write_all(&bytes).map_err(io("write"))?;
-    file.sync_all().map_err(io("sync"))?;
-    fs::rename(&temporary, directory.join(NAME)).map_err(io("rename"))?;
-    sync_directory(directory)
+    file::replace(directory, NAME, &bytes)
 }
 
 /// Reads the snapshot in `directory`, `None` when there is none.
 pub fn read(directory: &Path) -> Result<Option<Stored>, StorageError> {
     let path = directory.join(NAME);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StorageError::io("read", path, source)),
-    };
+    let Some(bytes) = file::read(&path)? else { return Ok(None) };
     let damaged = |reason: &str| StorageError::Damaged { path: path.clone(), offset: 0, reason: reason.to_owned() };
     let (head, body) = bytes.split_at_checked(13).ok_or_else(|| damaged("too short"))?;
     if !head.starts_with(MAGIC) || head[8] > 1 || head[9..] != crc32fast::hash(body).to_le_bytes() {
