@@ -6,8 +6,10 @@
 //!  agent ──datagram "GENERATION DEADLINE"──> guard.sock ─┐
 //!  timerfd(CLOCK_BOOTTIME, deadline) ────────────────────┼─ poll ─> kill the session
 //!  signals (forwarded to the role) ──────────────────────┤
-//!  pidfd of the role ────────────────────────────────────┘
+//!  pidfds of the role and of the deputy ─────────────────┘
 //! ```
+
+pub mod deputy;
 
 use std::fs;
 use std::io;
@@ -31,6 +33,9 @@ use crate::clock::Instant;
 use crate::mutant;
 use crate::supervisor::family::{Family, MARK, stat};
 
+/// The running program, even if its file was replaced by an upgrade since: a guard is of the agent's version that started it, its deputy of the guard's.
+pub const MYSELF: &str = "/proc/self/exe";
+
 /// The socket's name in the slot's run folder.
 pub const SOCKET: &str = "guard.sock";
 
@@ -43,6 +48,8 @@ const FURTHEST: Duration = Duration::from_secs(120);
 /// What the agent asks of a guard; it runs in the slot's run folder.
 #[derive(Debug, Clone)]
 pub struct Order {
+    /// The slot, for a person who looks at the process list.
+    pub slot: String,
     /// Only renewals of this generation count.
     pub generation: u64,
     /// First deadline.
@@ -62,6 +69,9 @@ pub enum GuardError {
     /// Nothing to run.
     #[error("guard: no command")]
     NoCommand,
+    /// Nobody would kill the role if the guard died now.
+    #[error("guard: its deputy has ended, and the role with it")]
+    Alone,
 }
 
 fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> GuardError {
@@ -74,11 +84,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> GuardErro
 /// The system refused something; then the role does not run.
 pub fn run(order: &Order) -> Result<i32, GuardError> {
     crate::machine::outrank_roles();
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals.thread_block().map_err(system("block signals"))?;
+    let signals = block_signals()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(system("watch signals"))?;
     let _ = fs::remove_file(SOCKET);
     let socket = UnixDatagram::bind(SOCKET).map_err(system("bind its socket"))?;
@@ -90,13 +96,26 @@ pub fn run(order: &Order) -> Result<i32, GuardError> {
     }
     let me = getpid();
     let family = Family { session: me.as_raw(), leader_start: stat(me.as_raw()).map_or(0, |stat| stat.start), mark: std::env::var(MARK).unwrap_or_default() };
+    let mut deputy = deputy::start(&order.slot, &family)?;
     let mut child = spawn(order, me)?;
-    let outcome = watch(order, &mut child, &signals, &socket, &timer);
-    // However it ended: nothing of the session outlives the guard.
-    while !family.kill() {}
+    let outcome = watch(order, &mut child, &mut deputy, &signals, &socket, &timer);
+    // However it ended: nothing of the session outlives the guard. The deputy goes last, should the guard be killed while it kills.
+    while !family.kill_but(Some(deputy.id() as i32)) {}
+    let _ = deputy.kill();
+    let _ = deputy.wait();
     let _ = child.wait();
     let _ = fs::remove_file(SOCKET);
     outcome
+}
+
+/// Those that ask a process to end.
+fn block_signals() -> Result<SigSet, GuardError> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(system("block signals"))?;
+    Ok(signals)
 }
 
 fn spawn(order: &Order, me: Pid) -> Result<Child, GuardError> {
@@ -122,12 +141,13 @@ fn spawn(order: &Order, me: Pid) -> Result<Child, GuardError> {
     Ok(child)
 }
 
-fn watch(order: &Order, child: &mut Child, signals: &SignalFd, socket: &UnixDatagram, timer: &TimerFd) -> Result<i32, GuardError> {
+fn watch(order: &Order, child: &mut Child, deputy: &mut Child, signals: &SignalFd, socket: &UnixDatagram, timer: &TimerFd) -> Result<i32, GuardError> {
     let pid = Pid::from_raw(child.id() as i32);
-    let pidfd = pidfd(pid.as_raw()).map_err(system("watch the role"))?;
+    let role = pidfd(pid.as_raw()).map_err(system("watch the role"))?;
+    let beside = pidfd(deputy.id() as i32).map_err(system("watch its deputy"))?;
     let mut deadline = order.deadline;
     loop {
-        let mut fds = [signals.as_fd(), socket.as_fd(), timer.as_fd(), pidfd.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut fds = [signals.as_fd(), socket.as_fd(), timer.as_fd(), role.as_fd(), beside.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(GuardError::System("wait", error.into())),
@@ -149,6 +169,9 @@ fn watch(order: &Order, child: &mut Child, signals: &SignalFd, socket: &UnixData
         }
         if let Some(status) = child.try_wait().map_err(system("wait for the role"))? {
             return Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
+        }
+        if deputy.try_wait().map_err(system("wait for its deputy"))?.is_some() {
+            return Err(GuardError::Alone);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `vp-agent`: the daemon, and `vp-agent guard`, the watchdog of one exclusive slot.
+//! `vp-agent`: the daemon; `vp-agent guard`, the watchdog of one exclusive slot; and `vp-agent deputy`, the guard's own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,14 +41,30 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Watch over a guard and kill its slot's processes when it dies (the guard starts this itself).
+    Deputy {
+        /// The slot, for a person who looks at the process list.
+        #[arg(long)]
+        slot: String,
+        /// Pid of the guard.
+        #[arg(long)]
+        guard: i32,
+        /// When the guard started, ticks since boot.
+        #[arg(long)]
+        since: u64,
+    },
 }
 
 fn main() -> Result<()> {
     #[cfg(feature = "failpoints")]
     let _points = fail::FailScenario::setup();
-    if let Some(Command::Guard { generation, deadline, nice, command, slot: _ }) = Arguments::parse().command {
-        let code = guard::run(&Order { generation, deadline: Instant(deadline), nice, command })?;
-        std::process::exit(code);
+    match Arguments::parse().command {
+        Some(Command::Guard { slot, generation, deadline, nice, command }) => {
+            let code = guard::run(&Order { slot, generation, deadline: Instant(deadline), nice, command })?;
+            std::process::exit(code);
+        }
+        Some(Command::Deputy { guard, since, slot: _ }) => return Ok(guard::deputy::run(guard, since)?),
+        None => {}
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("VP_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();

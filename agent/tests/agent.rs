@@ -225,13 +225,28 @@ fn an_exclusive_role_dies_when_no_acknowledgement_comes_and_a_quorum_role_runs_o
     bed.reported("solid-1", Phase::Healthy);
 }
 
+/// No agent sees it: the agent stands still meanwhile. The role's own children die as well, one of them in a session of its own.
 #[test]
-fn the_role_dies_with_its_guard_and_is_started_again() {
+fn the_role_and_what_it_started_die_with_their_guard_and_are_started_again() {
     let (bed, guard) = exclusive_running();
-    let roles = bed.processes("solid-1", "while");
-    let role = *roles.iter().find(|pid| **pid != guard).unwrap();
+    signal(bed.agent_pid(), Signal::SIGSTOP);
     signal(guard, Signal::SIGKILL);
-    bed.within(Duration::from_secs(2), "the role died with its guard", || (!alive(role)).then_some(()));
+    bed.within(Duration::from_secs(1), "all died with their guard", || bed.processes("solid-1", "").is_empty().then_some(()));
+    signal(bed.agent_pid(), Signal::SIGCONT);
+    bed.eventually("it runs again under another guard", || {
+        bed.script.observation("solid-1").filter(|o| o.phase() == Phase::Healthy && o.pid != guard && o.restarts == 1)
+    });
+}
+
+/// Nobody would notice the guard's death any more; the agent goes on renewing.
+#[test]
+fn the_role_dies_with_its_guards_deputy_and_is_started_again() {
+    let (bed, guard) = exclusive_running();
+    let all = bed.processes("solid-1", "");
+    let deputies = bed.processes("solid-1", "deputy");
+    assert_eq!(deputies.len(), 1, "{deputies:?} of {all:?}");
+    signal(deputies[0], Signal::SIGKILL);
+    bed.within(Duration::from_secs(2), "all died with the deputy", || all.iter().all(|pid| !alive(*pid)).then_some(()));
     bed.eventually("it runs again under another guard", || {
         bed.script.observation("solid-1").filter(|o| o.phase() == Phase::Healthy && o.pid != guard && o.restarts == 1)
     });

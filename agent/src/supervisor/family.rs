@@ -64,11 +64,16 @@ pub struct Family {
 impl Family {
     /// Every live process of the family but the caller.
     pub fn members(&self) -> Vec<i32> {
-        self.look(true).0
+        self.look(true, None).0
     }
 
     /// SIGKILL to every member, and again to those born meanwhile; true when none is left for certain.
     pub fn kill(&self) -> bool {
+        self.kill_but(None)
+    }
+
+    /// As [`Family::kill`], but for one.
+    pub fn kill_but(&self, spared: Option<i32>) -> bool {
         let end = |pids: Vec<i32>| {
             for pid in pids {
                 // Gone already is what is wanted.
@@ -77,8 +82,8 @@ impl Family {
         };
         for _ in 0..50 {
             // First those who are known by their session: for that nobody's environment is waited for.
-            end(self.look(false).0);
-            let (members, certain) = self.look(true);
+            end(self.look(false, spared).0);
+            let (members, certain) = self.look(true, spared);
             if members.is_empty() && certain {
                 return true;
             }
@@ -89,8 +94,8 @@ impl Family {
         false
     }
 
-    /// The members, by session alone or by environment too; and whether that is all, for certain.
-    fn look(&self, environments: bool) -> (Vec<i32>, bool) {
+    /// The members but one, by session alone or by environment too; and whether that is all, for certain.
+    fn look(&self, environments: bool, spared: Option<i32>) -> (Vec<i32>, bool) {
         // The kernel gives no new process the number of a session that still has members: another process under it means ours has none.
         let reused = stat(self.session).is_some_and(|leader| leader.start != self.leader_start);
         let session = if reused { 0 } else { self.session };
@@ -98,7 +103,7 @@ impl Family {
         let wanted = environments.then(|| format!("{MARK}={}", self.mark));
         let until = Instant::now() + PATIENCE;
         let (mut members, mut certain) = (Vec::new(), true);
-        for pid in processes().filter(|pid| *pid != me) {
+        for pid in processes().filter(|pid| *pid != me && Some(*pid) != spared) {
             match belongs(pid, session, wanted.as_deref(), until) {
                 Some(true) => members.push(pid),
                 Some(false) => {}
@@ -200,7 +205,7 @@ mod tests {
         while family.members().is_empty() {
             assert!(std::time::Instant::now() < deadline);
         }
-        let overlooked = (0..200).filter(|_| family.look(true) == (Vec::new(), true)).count();
+        let overlooked = (0..200).filter(|_| family.look(true, None) == (Vec::new(), true)).count();
         while !family.kill() {
             assert!(std::time::Instant::now() < deadline);
         }

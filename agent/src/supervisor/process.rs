@@ -23,7 +23,7 @@ use super::family::{Family, MARK, lives, stat};
 use super::{Exit, Status, Supervisor, SupervisorError, Unit};
 use crate::clock::Instant;
 use crate::durable::{FileError, make_folder, replace};
-use crate::guard::{LEASE_OVER, pidfd};
+use crate::guard::{LEASE_OVER, MYSELF, pidfd};
 use crate::layout::Layout;
 use crate::reconcile::Process;
 use crate::slot::Slot;
@@ -161,9 +161,6 @@ fn rotate(path: &Path) -> io::Result<()> {
     }
     Ok(())
 }
-
-/// The agent's own program as it was started, even if the file was replaced by an upgrade since.
-const MYSELF: &str = "/proc/self/exe";
 
 fn guarded(unit: &Unit) -> (String, Vec<String>) {
     let Some(deadline) = unit.deadline else {

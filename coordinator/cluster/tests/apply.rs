@@ -287,6 +287,16 @@ fn nothing_waits_untold(s: &Situation) {
     }
 }
 
+/// A plan touches no slot that is where it may stay: least disruption.
+fn nothing_moves_without_need(before: &ClusterState, after: &ClusterState) {
+    for (id, old) in &before.slots {
+        let Some((_, node)) = before.holder(old) else { continue };
+        let lost_its_disk = before.spec.roles[&id.role].volume && old.used && old.volume.is_none();
+        let may_stay = node.lifecycle == Lifecycle::Ready && !lost_its_disk && old.wanted_move.is_none() && !before.is_surplus(id);
+        assert!(!may_stay || after.slots.get(id) == Some(old), "{id} was well where it was: {:?}", after.slots.get(id));
+    }
+}
+
 /// Plays a history step by step: what happens, then a plan, then everything that must hold.
 fn play(history: &[(u8, u8)]) -> ClusterState {
     let mut s = Situation::of(spec(), "abcab");
@@ -298,6 +308,7 @@ fn play(history: &[(u8, u8)]) -> ClusterState {
         s.obs.zone_empty_since_ms = waiting.into_iter().map(|id| (id, 0)).collect();
         s.carry_out(); // a plan is never refused on its own revision
         no_second_holder(&before, &s.state);
+        nothing_moves_without_need(&before, &s.state);
         assert_eq!(s.plan(), [], "planning a planned state yields nothing");
         nothing_waits_untold(&s);
         let text = serde_json::to_string(&s.state).expect("written");
@@ -324,5 +335,34 @@ proptest! {
     #[test]
     fn any_history_keeps_the_rules(history in prop::collection::vec((any::<u8>(), any::<u8>()), 1..60)) {
         prop_assert_eq!(play(&history), play(&history));
+    }
+
+    /// Zones differ in how many nodes they have and how large those are: a zone gets a second member of a role only when each that has none has no room for one.
+    #[test]
+    fn members_are_spread_over_zones_before_they_share_one_and_never_share_a_node(
+        nodes in prop::collection::vec((0..4_usize, 0..6_u32), 1..12),
+        wanted in prop::collection::vec(prop::sample::select(vec![1_u32, 3, 5]), 5),
+    ) {
+        let mut spec = spec();
+        spec.roles.values_mut().zip(&wanted).for_each(|(role, pref)| role.pref = *pref);
+        let mut s = Situation::of(spec, "");
+        for (number, (zone, room)) in nodes.iter().enumerate() {
+            let Command::RegisterNode { node, address, zone, instance_type, cpu_millis, agent_version, .. } = node_in(&format!("i-{number}"), ["a", "b", "c", "d"][*zone])
+            else { unreachable!("what node_in makes") };
+            s.ok(Command::RegisterNode { node, address, zone, instance_type, memory_mib: 200 * room, cpu_millis, agent_version });
+        }
+        s.carry_out();
+        for (name, role) in &s.state.spec.roles {
+            let holders: Vec<&NodeId> = s.state.slots_of(name).filter_map(|(_, slot)| slot.holder.as_ref()).collect();
+            prop_assert_eq!(holders.iter().collect::<BTreeSet<_>>().len(), holders.len(), "{} shares a node", name);
+            let members = |zone| holders.iter().filter(|node| s.state.nodes[**node].zone == zone).count();
+            let most = s.state.nodes.values().map(|node| members(node.zone.clone())).max().unwrap_or(0);
+            // Room only shrinks while a plan is made: what has some at its end had some for every member.
+            for (id, node) in &s.state.nodes {
+                let used: u32 = s.state.held_by(id).map(|(held, _)| s.state.spec.roles[&held.role].memory_mib).sum();
+                let had_room = !holders.contains(&id) && used + role.memory_mib <= node.memory_mib;
+                prop_assert!(!had_room || members(node.zone.clone()) + 1 >= most, "{} could have gone to {}: {:?}", name, id, holders);
+            }
+        }
     }
 }

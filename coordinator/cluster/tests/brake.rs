@@ -3,7 +3,7 @@
 mod situation;
 use std::collections::BTreeMap;
 
-use situation::{Situation, node_in, spec, zone};
+use situation::{Situation, entry, node_in, spec, zone};
 use vp_cluster::{
     Command, NodeId, Observations,
     liveness::{self, Brake, CAP_WINDOW_MS, judge, lost_after_ms, remember_brake, silent_now, suspected_after_ms, to_terminate},
@@ -270,7 +270,7 @@ fn a_release_is_refused_without_nodes_of_other_sessions_and_of_strangers() {
 fn a_release_is_written_down_with_who_and_when() {
     let mut s = silence("abcab", &[1, 2, 3]);
     let nodes = silent_now(&s.state, &s.obs);
-    vp_cluster::apply(&mut s.state, 500, 77, &Command::ReleaseBrake { by: "ada".to_owned(), nodes }).expect("accepted");
+    entry(&mut s.state, |state, index| vp_cluster::apply(state, index, 77, &Command::ReleaseBrake { by: "ada".to_owned(), nodes })).expect("accepted");
     let release = s.state.brake_release.expect("released");
     assert_eq!((release.by.as_str(), release.unix_ms), ("ada", 77));
     assert!(s.state.events.back().expect("event").detail.contains("by ada, for i-1, i-2, i-3"));

@@ -1,12 +1,13 @@
 //! The coordinators' own group: ids that are never given twice, replacement under proof, and which membership entry comes next.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
+mod situation;
 use std::collections::{BTreeMap, BTreeSet};
 
+use situation::entry;
 use vp_cluster::{
     ClusterState, Command, MemberId, NodeId, Rejection, Zone, apply,
     coordinators::{self, CoordinatorChange, CoordinatorSlot, Standing},
-    invariant,
     membership::{self, GroupSeen, PeerSeen, Step},
     restore,
     version::{self, NEWEST},
@@ -50,16 +51,7 @@ impl Case {
     }
 
     fn command(&mut self, command: &Command) -> Result<(), Rejection> {
-        self.entry(|state, index| apply(state, index, 5, command).map(drop))
-    }
-
-    /// The log's next entry: the state is sound after it, and so is the step.
-    fn entry<T>(&mut self, change: impl FnOnce(&mut ClusterState, u64) -> T) -> T {
-        let before = self.state.clone();
-        let outcome = change(&mut self.state, before.revision.0 + 1);
-        invariant::check(&self.state).unwrap();
-        invariant::transition(&before, &self.state).unwrap();
-        outcome
+        entry(&mut self.state, |state, index| apply(state, index, 5, command).map(drop))
     }
 
     fn join(&mut self, slot: u32, instance: &str) -> Result<MemberId, Rejection> {
@@ -115,7 +107,7 @@ impl Case {
                 Step::LeaveJoint => {}
             }
             let (voters, learners) = (self.voters.clone(), self.learners.clone());
-            self.entry(|state, index| coordinators::configured(state, index, &voters, &learners));
+            entry(&mut self.state, |state, index| coordinators::configured(state, index, &voters, &learners));
             taken.push(step);
             assert!(taken.len() < 20, "it never settles: {taken:?}");
         }

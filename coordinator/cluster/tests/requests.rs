@@ -1,12 +1,13 @@
 //! A request is applied once however often it is asked for, and old and new programs agree until the rules are raised.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 
+mod situation;
 use std::collections::BTreeMap;
 
+use situation::entry;
 use vp_cluster::{
     ClusterState, Command, MemberId, Rejection, Revision, Session, apply,
     coordinators::{self, CoordinatorChange, CoordinatorSlot},
-    invariant,
     requests::{Answer, LONGEST_REQUEST, REMEMBERED, apply_once, skip},
     version::NEWEST,
 };
@@ -20,21 +21,12 @@ fn at(apply_version: u32) -> ClusterState {
     coordinators::founded(BTreeMap::from([(1, slot)]), apply_version)
 }
 
-/// One entry of the log: the state is sound after it, and so is the step.
-fn entry<T>(state: &mut ClusterState, change: impl FnOnce(&mut ClusterState) -> T) -> T {
-    let before = state.clone();
-    let outcome = change(state);
-    invariant::check(state).unwrap();
-    invariant::transition(&before, state).unwrap();
-    outcome
-}
-
 fn asked(state: &mut ClusterState, index: u64, request: Option<&str>, command: &Command) -> Answer {
-    entry(state, |state| apply_once(state, index, 0, request, command))
+    entry(state, |state, _| apply_once(state, index, 0, request, command))
 }
 
 fn skipped(state: &mut ClusterState, index: u64) {
-    entry(state, |state| skip(state, index));
+    entry(state, |state, _| skip(state, index));
 }
 
 #[test]
@@ -70,7 +62,7 @@ struct Old(ClusterState);
 
 impl Old {
     fn apply(&mut self, index: u64, command: &Command) -> Result<(), &'static str> {
-        let _ = entry(&mut self.0, |state| apply(state, index, 0, command));
+        let _ = entry(&mut self.0, |state, _| apply(state, index, 0, command));
         if self.0.apply_version > 0 { Err("start the newer program") } else { Ok(()) }
     }
 }

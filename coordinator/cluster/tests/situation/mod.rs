@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use vp_cluster::{
     Action, ClusterState, Command, Generation, NodeId, Observations, Plan, Rejection, RoleName, Session, SlotId, VolumeId, Zone, apply,
     ensemble::Reconfig,
+    invariant,
     observe::{EnsembleSeen, KafkaSeen, NodeSeen, Phase, SlotSeen, VolumeSeen},
     planner,
     state::{Fencing, Membership, RoleSpec, Spec},
@@ -52,6 +53,15 @@ pub fn node_in(id: &str, zone: &str) -> Command {
     }
 }
 
+/// The log's next entry, under the next index: the state is sound after it, and so is the step.
+pub fn entry<T>(state: &mut ClusterState, change: impl FnOnce(&mut ClusterState, u64) -> T) -> T {
+    let before = state.clone();
+    let outcome = change(state, before.revision.0 + 1);
+    let sound = invariant::check(state).and_then(|()| invariant::transition(&before, state));
+    sound.unwrap_or_else(|broken| panic!("{broken}; last event: {:?}", state.events.back()));
+    outcome
+}
+
 /// A state and what its leader sees.
 #[derive(Clone)]
 pub struct Situation {
@@ -79,11 +89,7 @@ impl Situation {
     }
 
     pub fn apply(&mut self, command: Command) -> Result<(), Rejection> {
-        let before = self.state.clone();
-        let outcome = apply(&mut self.state, before.revision.0 + 1, 0, &command).map(|_| ());
-        vp_cluster::invariant::check(&self.state).expect("invariant");
-        vp_cluster::invariant::transition(&before, &self.state).unwrap_or_else(|broken| panic!("{command:?}: {broken}"));
-        outcome
+        entry(&mut self.state, |state, index| apply(state, index, 0, &command).map(drop))
     }
 
     pub fn ok(&mut self, command: Command) {
