@@ -5,6 +5,7 @@ mod ledger;
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -91,6 +92,22 @@ fn the_last_segment_missing_is_named() {
     assert!(refused.to_string().contains(&all.len().to_string()), "{refused}");
     fs::write(last, bytes).unwrap();
     assert_eq!(open().unwrap(), 100, "put back");
+}
+
+/// A write then changes no file's length: its fdatasync waits for data alone, and a full disk is met where a segment begins.
+#[test]
+fn a_segment_has_all_its_room_before_anything_is_written_into_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(&dir.path().join("log"), &identity(1), small().segment_bytes, None).unwrap();
+    for index in 1..=100 {
+        log.append(&[Entry { index, term: 1, data: vec![7; 500], ..Entry::default() }], &HardState { term: 1, vote: 1, commit: 0 }).unwrap();
+        for segment in segments(dir.path()) {
+            let file = fs::metadata(&segment).unwrap();
+            let (length, given) = (file.len(), file.blocks() * 512);
+            assert_eq!((length, given >= length), (small().segment_bytes as u64, true), "{} has {given} bytes of disk", segment.display());
+        }
+    }
+    assert!(segments(dir.path()).len() > 1);
 }
 
 #[tokio::test]
