@@ -28,7 +28,7 @@ help: ## say what there is
 	@echo "  make setup   fetch and compile what all of them need (each does its own by itself); SETUP_FOR=demo|test|lint|bench-core|chaos"
 	@echo "  make build   leave the programs in bin/: $(PROGRAMS)"
 	@echo "  make bench   measure; the table goes to docs/benchmarks.md"
-	@echo "  make bench-core   the coordinators beside etcd, on this disk; the table goes to docs/benchmarks-core.md"
+	@echo "  make bench-core   the coordinators beside etcd and ZooKeeper, on this disk; the table goes to docs/benchmarks-core.md"
 	@echo "  make chaos   hurt real coordinators and agents for an hour at most and judge what they did"
 	@echo "  make clean   remove bin/ and build output; make clean-cache removes everything that was fetched, too"
 	@echo
@@ -89,7 +89,7 @@ bench: build ## measures, beside one plain ffmpeg; the agent as it is released
 	@tests/bench
 
 bench-core: SETUP_FOR := bench-core
-bench-core: setup ## the coordinators beside etcd; BENCH_CORE='--only a1' for a piece
+bench-core: setup ## the coordinators beside etcd and ZooKeeper; BENCH_CORE='--only a1' for a piece
 	@tests/core/bench $(BENCH_CORE)
 
 chaos: SETUP_FOR := chaos

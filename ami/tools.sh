@@ -6,7 +6,7 @@ packages_of() {
     echo "gcc gcc" "g++ g++" "make make" "pkg-config pkg-config" "curl curl" "protobuf-compiler protoc" "zlib1g-dev /usr/include/zlib.h" |
         xargs -n 2
     [ "$1" = lint ] || echo "ffmpeg ffmpeg"
-    [[ $1 != demo && $1 != test ]] || echo "maven mvn"
+    [[ $1 = lint || $1 = chaos ]] || echo "maven mvn"
 }
 
 # at_least FOUND WANTED: is version FOUND not lower than WANTED?
@@ -45,7 +45,7 @@ check_tools() {
     else
         tool go 1.25 "$(version 'go[0-9.]+' go version)" "Get it from https://go.dev/dl and put its bin folder on the PATH."
     fi
-    if [[ $1 = demo || $1 = test ]]; then
+    if [[ $1 != lint && $1 != chaos ]]; then
         tool java 17 "$(version 'version "[0-9.]+' java -version)" "Debian 12: apt-get install openjdk-17-jdk-headless."
         # One that is missing is installed with the packages.
         ! command -v mvn >/dev/null || tool mvn 3.8 "$(version 'Apache Maven [0-9.]+' mvn --version)" "Debian 12: apt-get install maven."

@@ -31,7 +31,7 @@ pub enum Better {
 /// What a figure is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Target {
-    /// vp's median over etcd's.
+    /// vp's median over the peer's.
     RatioAtLeast(f64),
     RatioAtMost(f64),
     /// vp's median.
@@ -51,13 +51,21 @@ pub struct Row {
     pub target: Target,
     /// One value a repeat.
     pub vp: Vec<f64>,
-    /// Empty: there is nothing to compare with.
-    pub etcd: Vec<f64>,
+    /// Who was measured beside it; empty: nobody.
+    pub beside: String,
+    /// Its values.
+    pub peer: Vec<f64>,
 }
 
 impl Row {
     pub fn new(id: &str, what: impl Into<String>, unit: &str, better: Better, target: Target) -> Self {
-        Self { id: id.to_owned(), what: what.into(), unit: unit.to_owned(), better, target, vp: Vec::new(), etcd: Vec::new() }
+        Self { id: id.to_owned(), what: what.into(), unit: unit.to_owned(), better, target, vp: Vec::new(), beside: String::new(), peer: Vec::new() }
+    }
+
+    /// The same, with a peer.
+    #[must_use]
+    pub fn beside(self, peer: &str) -> Self {
+        Self { beside: peer.to_owned(), ..self }
     }
 
     fn worst(&self, values: &[f64]) -> f64 {
@@ -71,9 +79,9 @@ impl Row {
         if values.is_empty() { "–".to_owned() } else { format!("{} ({})", number(median(values)), number(self.worst(values))) }
     }
 
-    /// vp's median over etcd's.
+    /// vp's median over the peer's.
     pub fn ratio(&self) -> Option<f64> {
-        (!self.vp.is_empty() && !self.etcd.is_empty()).then(|| median(&self.vp) / median(&self.etcd))
+        (!self.vp.is_empty() && !self.peer.is_empty()).then(|| median(&self.vp) / median(&self.peer))
     }
 
     fn verdict(&self) -> (String, &'static str) {
@@ -109,12 +117,13 @@ fn number(value: f64) -> String {
 
 /// The rows as a Markdown table: medians of the repeats, the worst one in parentheses.
 pub fn table(rows: &[Row]) -> String {
-    let mut text = "| | what | unit | vp: median (worst) | etcd: median (worst) | vp/etcd | target | |\n|---|---|---|---|---|---|---|---|\n".to_owned();
+    let mut text =
+        "| | what | unit | vp: median (worst) | beside | its median (worst) | vp/it | target | |\n|---|---|---|---|---|---|---|---|---|\n".to_owned();
     for row in rows {
         let ratio = row.ratio().map_or("–".to_owned(), |ratio| format!("{ratio:.2}×"));
         let (target, verdict) = row.verdict();
-        let (vp, etcd) = (row.cell(&row.vp), row.cell(&row.etcd));
-        let _ = writeln!(text, "| {} | {} | {} | {vp} | {etcd} | {ratio} | {target} | {verdict} |", row.id, row.what, row.unit);
+        let (vp, peer) = (row.cell(&row.vp), row.cell(&row.peer));
+        let _ = writeln!(text, "| {} | {} | {} | {vp} | {} | {peer} | {ratio} | {target} | {verdict} |", row.id, row.what, row.unit, row.beside);
     }
     text
 }
@@ -127,7 +136,7 @@ mod tests {
     fn the_worst_of_the_repeats_is_the_lowest_where_higher_is_better() {
         let mut row = Row::new("A1", "writes", "writes/s", Better::Higher, Target::RatioAtLeast(1.5));
         row.vp = vec![3000.0, 1000.0, 2000.0];
-        row.etcd = vec![1000.0, 900.0, 1100.0];
+        row.peer = vec![1000.0, 900.0, 1100.0];
         assert_eq!(row.cell(&row.vp), "2,000 (1,000)");
         assert_eq!(row.verdict(), ("≥ 1.5×".to_owned(), "met"));
         row.target = Target::RatioAtLeast(2.5);
@@ -139,7 +148,7 @@ mod tests {
         let mut row = Row::new("A1", "p99", "ms", Better::Lower, Target::RatioAtMost(0.7));
         row.vp = vec![1.0];
         assert_eq!(row.verdict().1, "not measured");
-        assert_eq!(row.cell(&row.etcd), "–");
+        assert_eq!(row.cell(&row.peer), "–");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Three members of one kind as separate processes on this machine, each with an address and a folder of its own: the coordinators' log under the
-//! register service, or etcd. Everything else (clients, kills, figures) is the same for both.
+//! register service, or a peer. Everything else (clients, kills, figures) is the same for all.
+
+pub mod etcd;
+pub mod zookeeper;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,8 +23,6 @@ pub const REGISTERS: &str = "registers";
 /// Members of every group here.
 pub const MEMBERS: usize = 3;
 const CLIENT_PORT: u16 = 7400;
-const ETCD_PORT: u16 = 2379;
-const ETCD_PEER_PORT: u16 = 2380;
 
 /// What the members are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +31,10 @@ pub enum Kind {
     Vp,
     /// etcd, with its defaults.
     Etcd,
+    /// The same, under TLS with certificates on both sides, as vp is.
+    SecureEtcd,
+    /// ZooKeeper, with its defaults.
+    ZooKeeper,
 }
 
 impl Kind {
@@ -38,6 +43,8 @@ impl Kind {
         match self {
             Self::Vp => "vp",
             Self::Etcd => "etcd",
+            Self::SecureEtcd => "etcd under TLS",
+            Self::ZooKeeper => "ZooKeeper",
         }
     }
 }
@@ -49,6 +56,8 @@ pub struct Setting {
     pub register_server: PathBuf,
     /// `etcd`.
     pub etcd: PathBuf,
+    /// Folder of ZooKeeper's jars.
+    pub zookeeper: PathBuf,
     /// More arguments for `register-server`.
     pub arguments: Vec<String>,
     /// Second octet of the members' addresses; the third tells groups apart.
@@ -62,6 +71,7 @@ pub struct Group {
     folder: PathBuf,
     members: Vec<Option<Program>>,
     tls: Tls,
+    certificates: Option<etcd::Certificates>,
 }
 
 impl Group {
@@ -70,11 +80,20 @@ impl Group {
     /// # Errors
     /// A program does not start, or nobody leads within 20 s.
     pub async fn start(kind: Kind, setting: Setting, folder: &Path) -> anyhow::Result<Self> {
-        let mut group = Self { kind, setting, folder: folder.join(kind.name()), members: (0..MEMBERS).map(|_| None).collect(), tls: None };
-        if kind == Kind::Vp {
-            let root = Root::create(REGISTERS)?;
-            root.save(&group.trust())?;
-            group.tls = Some(root.peer()?);
+        let mut group = Self { kind, setting, folder: folder.join(kind.name()), members: (0..MEMBERS).map(|_| None).collect(), tls: None, certificates: None };
+        std::fs::create_dir_all(&group.folder)?;
+        match kind {
+            Kind::Vp => {
+                let root = Root::create(REGISTERS)?;
+                root.save(&group.trust())?;
+                group.tls = Some(root.peer()?);
+            }
+            Kind::SecureEtcd => {
+                let certificates = etcd::Certificates::create(&group.folder, group.addresses().into_iter())?;
+                group.tls = Some(certificates.client.clone());
+                group.certificates = Some(certificates);
+            }
+            Kind::Etcd | Kind::ZooKeeper => {}
         }
         for member in 0..MEMBERS {
             std::fs::create_dir_all(group.disk(member))?;
@@ -88,7 +107,7 @@ impl Group {
         self.folder.join("trust")
     }
 
-    /// How clients are secured: ours always, etcd as its benchmarks have it.
+    /// How clients are secured; none: in the clear.
     pub fn tls(&self) -> Tls {
         self.tls.clone()
     }
@@ -105,12 +124,27 @@ impl Group {
     fn ip(&self, member: usize) -> IpAddr {
         let (second, third) = self.setting.network;
         let host = u8::try_from(member + 1).unwrap_or(u8::MAX);
-        Ipv4Addr::new(127, second, third + u8::from(self.kind == Kind::Etcd), host).into()
+        let kind = match self.kind {
+            Kind::Vp => 0,
+            Kind::Etcd => 1,
+            Kind::SecureEtcd => 2,
+            Kind::ZooKeeper => 3,
+        };
+        Ipv4Addr::new(127, second, third + kind, host).into()
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        (0..MEMBERS).map(|member| self.ip(member)).collect()
     }
 
     /// Where clients reach a member.
     pub fn address(&self, member: usize) -> SocketAddr {
-        SocketAddr::new(self.ip(member), if self.kind == Kind::Etcd { ETCD_PORT } else { CLIENT_PORT })
+        let port = match self.kind {
+            Kind::Vp => CLIENT_PORT,
+            Kind::Etcd | Kind::SecureEtcd => etcd::CLIENT_PORT,
+            Kind::ZooKeeper => zookeeper::CLIENT_PORT,
+        };
+        SocketAddr::new(self.ip(member), port)
     }
 
     /// Starts a member on its folder.
@@ -120,7 +154,8 @@ impl Group {
     pub fn start_member(&mut self, member: usize) -> anyhow::Result<()> {
         let command = match self.kind {
             Kind::Vp => self.vp(member),
-            Kind::Etcd => self.etcd(member),
+            Kind::Etcd | Kind::SecureEtcd => etcd::command(&self.setting.etcd, member, &self.addresses(), &self.disk(member), self.certificates.as_ref()),
+            Kind::ZooKeeper => zookeeper::command(&self.setting.zookeeper, member, &self.addresses(), &self.disk(member))?,
         };
         self.members[member] = Some(Program::start(command, &self.folder.join(format!("{member}.log")))?);
         Ok(())
@@ -133,18 +168,6 @@ impl Group {
         for other in 0..MEMBERS {
             command.arg("--member").arg(format!("{}={}", other + 1, self.address(other)));
         }
-        command
-    }
-
-    fn etcd(&self, member: usize) -> Command {
-        let client = |member| format!("http://{}:{ETCD_PORT}", self.ip(member));
-        let peer = |member| format!("http://{}:{ETCD_PEER_PORT}", self.ip(member));
-        let all: Vec<String> = (0..MEMBERS).map(|other| format!("m{other}={}", peer(other))).collect();
-        let mut command = Command::new(&self.setting.etcd);
-        command.args(["--name", &format!("m{member}"), "--data-dir"]).arg(self.disk(member));
-        command.args(["--listen-client-urls", &client(member), "--advertise-client-urls", &client(member)]);
-        command.args(["--listen-peer-urls", &peer(member), "--initial-advertise-peer-urls", &peer(member)]);
-        command.args(["--initial-cluster", &all.join(","), "--initial-cluster-state", "new", "--log-level", "warn"]);
         command
     }
 
@@ -183,14 +206,7 @@ impl Group {
     }
 
     async fn leads(&self, member: usize) -> anyhow::Result<bool> {
-        let channel = channel::open(self.address(member), None, self.tls()).await?;
-        Ok(match self.kind {
-            Kind::Vp => RegistersClient::new(channel).member(MemberRequest {}).await?.into_inner().leads,
-            Kind::Etcd => {
-                let status = MaintenanceClient::new(channel).status(StatusRequest {}).await?.into_inner();
-                status.leader != 0 && status.header.is_some_and(|header| header.member_id == status.leader)
-            }
-        })
+        Ok(self.status(member).await?.0)
     }
 
     /// How far a member's log reaches, to see that one has caught up.
@@ -198,13 +214,22 @@ impl Group {
     /// # Errors
     /// It does not answer.
     pub async fn reached(&self, member: usize) -> anyhow::Result<u64> {
-        let asked = async {
-            let channel = channel::open(self.address(member), None, self.tls()).await?;
-            anyhow::Ok(match self.kind {
-                Kind::Vp => RegistersClient::new(channel).member(MemberRequest {}).await?.into_inner().applied,
-                Kind::Etcd => MaintenanceClient::new(channel).status(StatusRequest {}).await?.into_inner().raft_index,
-            })
-        };
-        timeout(Duration::from_secs(1), asked).await.context("no answer within 1 s")?
+        Ok(timeout(Duration::from_secs(1), self.status(member)).await.context("no answer within 1 s")??.1)
+    }
+
+    /// Whether a member leads, and how far its log reaches.
+    async fn status(&self, member: usize) -> anyhow::Result<(bool, u64)> {
+        let address = self.address(member);
+        match self.kind {
+            Kind::Vp => {
+                let said = RegistersClient::new(channel::open(address, None, self.tls()).await?).member(MemberRequest {}).await?.into_inner();
+                Ok((said.leads, said.applied))
+            }
+            Kind::Etcd | Kind::SecureEtcd => {
+                let said = MaintenanceClient::new(channel::open(address, None, self.tls()).await?).status(StatusRequest {}).await?.into_inner();
+                Ok((said.leader != 0 && said.header.is_some_and(|header| header.member_id == said.leader), said.raft_index))
+            }
+            Kind::ZooKeeper => zookeeper::status(address).await,
+        }
     }
 }

@@ -2,8 +2,8 @@
 //! Left out: the measurements and the faults themselves (`programs/`).
 //!
 //! ```text
-//! bench-core ─┬─ group ─────────> three register-server or three etcd processes, each on an address of its own
-//!             ├─ load ──────────> gRPC writes in a closed loop, the same program for both
+//! bench-core ─┬─ group ─────────> three register-server, etcd or ZooKeeper processes, each on an address of its own
+//!             ├─ load ──────────> writes in a closed loop, the same program for all
 //!             ├─ coordinators ──> three real vp-coordinator daemons in a `region` that stands in for AWS
 //!             ├─ sessions ──────> thousands of agents' sessions, each under a certificate of its own
 //!             ├─ root            certificates for all of them; `channel` shows them

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 
-use crate::channel::{self, Tls};
+use crate::channel::Tls;
 use crate::group::Kind;
 use crate::writer::Writer;
 
@@ -37,14 +37,14 @@ pub struct Outcome {
 /// # Errors
 /// A write is refused: there is no figure then.
 pub async fn run(kind: Kind, address: SocketAddr, tls: Tls, load: Load) -> anyhow::Result<Outcome> {
-    let mut channels = Vec::new();
+    let mut writers = Vec::new();
     for _ in 0..load.clients.min(CONNECTIONS) {
-        channels.push(channel::open(address, None, tls.clone()).await.context("connecting")?);
+        writers.push(Writer::connect(kind, address, tls.clone()).await.context("connecting")?);
     }
     let begin = Instant::now() + load.warm_up;
     let end = begin + load.length;
     let clients = (0..load.clients).map(|number| {
-        let writer = Writer::new(kind, channels[number % channels.len()].clone());
+        let writer = writers[number % writers.len()].clone();
         tokio::spawn(client(writer, number, load.value_bytes, begin, end))
     });
     let mut latencies_us = Vec::new();

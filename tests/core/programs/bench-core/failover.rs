@@ -8,7 +8,7 @@ use anyhow::bail;
 use futures::future::select_all;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
-use vp_core_tests::channel::{self, Tls};
+use vp_core_tests::channel::Tls;
 use vp_core_tests::figures::{Better, Row, Target, quantile};
 use vp_core_tests::group::{Group, Kind, MEMBERS};
 use vp_core_tests::writer::Writer;
@@ -38,8 +38,8 @@ pub async fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
             gaps.sort_unstable();
             quantile(&gaps, q) / 1000.0
         };
-        let mut row = Row::new("A4", format!("leader killed → next commit: {what}"), "ms", Better::Lower, target);
-        (row.vp, row.etcd) = (gaps[0].chunks(part).map(of).collect(), gaps[1].chunks(part).map(of).collect());
+        let mut row = Row::new("A4", format!("leader killed → next commit: {what}"), "ms", Better::Lower, target).beside(Kind::Etcd.name());
+        (row.vp, row.peer) = (gaps[0].chunks(part).map(of).collect(), gaps[1].chunks(part).map(of).collect());
         row
     };
     Ok(vec![
@@ -85,13 +85,13 @@ async fn caught_up(group: &Group, leader: usize, member: usize) -> anyhow::Resul
 async fn probe(kind: Kind, address: SocketAddr, tls: Tls) -> Instant {
     let (done, mut first) = tokio::sync::mpsc::channel(1);
     let mut ticks = interval(BETWEEN_WRITES);
-    let channel = channel::lazy(address, tls);
+    let writer = Writer::lazy(kind, address, tls);
     loop {
         tokio::select! {
             answered = first.recv() => if let Some(answered) = answered { return answered },
             _ = ticks.tick() => {
-                let Ok(channel) = &channel else { continue };
-                let (mut writer, done) = (Writer::new(kind, channel.clone()), done.clone());
+                let Some(mut writer) = writer.clone() else { continue };
+                let done = done.clone();
                 tokio::spawn(async move {
                     if let Ok(Ok(())) = timeout(Duration::from_secs(2), writer.write("probe", "x")).await {
                         let _ = done.try_send(Instant::now());

@@ -1,5 +1,5 @@
 //! A2: ten thousand agents send a heartbeat a second to a real leading coordinator; beside it, as many etcd leases are kept alive at the same pace.
-//! Each has a connection of its own, since a certificate names one agent; etcd's clients have as many, in the clear.
+//! Each has a connection of its own, since a certificate names one agent; etcd's clients have as many, in the clear and then under TLS.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use vp_core_tests::coordinators::{Coordinators, Wanted};
 use vp_core_tests::figures::{Better, Row, Target, quantile};
+use vp_core_tests::group::Kind;
 use vp_core_tests::region::Region;
 use vp_core_tests::sessions::{self, Tally};
 
@@ -33,31 +34,46 @@ pub struct Taken {
     pub all_cores: f64,
 }
 
+impl Taken {
+    /// In the order of the table.
+    fn figures(&self) -> [f64; 6] {
+        let per_second = self.latencies_us.len() as f64 / self.seconds;
+        let ms = |q| quantile(&self.latencies_us, q) / 1000.0;
+        [per_second, ms(0.5), ms(0.99), self.leader_cores, self.all_cores, per_second / self.leader_cores]
+    }
+}
+
 pub async fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
     let name = format!("{} heartbeats a second over as many connections", arguments.agents);
     // Fewer agents than the targets speak of are held against none.
     let full = arguments.agents >= 10_000;
     let row = |what: &str, unit, better, target| Row::new("A2", format!("{name}: {what}"), unit, better, if full { target } else { Target::Shown });
-    let mut rows = [
-        row("acknowledged", "1/s", Better::Higher, Target::Shown),
-        row("p50", "ms", Better::Lower, Target::Shown),
-        row("p99", "ms", Better::Lower, Target::AtMost(20.0)),
-        row("leader", "cores", Better::Lower, Target::AtMost(1.0)),
-        row("all three", "cores", Better::Lower, Target::Shown),
-        row("renewals per core of the leader", "1/s", Better::Higher, Target::RatioAtLeast(5.0)),
-    ];
-    let vp = coordinators(arguments).await?;
-    let etcd = leases::keep_alive(arguments).await?;
-    for (of_vp, taken) in vp.iter().map(|taken| (true, taken)).chain(etcd.iter().map(|taken| (false, taken))) {
-        let per_second = taken.latencies_us.len() as f64 / taken.seconds;
-        let ms = |q| quantile(&taken.latencies_us, q) / 1000.0;
-        let figures = [per_second, ms(0.5), ms(0.99), taken.leader_cores, taken.all_cores, per_second / taken.leader_cores];
-        say(&format!("{name}, {}: {figures:.2?}", if of_vp { "vp" } else { "etcd" }));
-        for (row, figure) in rows.iter_mut().zip(figures) {
-            if of_vp { row.vp.push(figure) } else { row.etcd.push(figure) }
+    let told = |who: &str, taken: Vec<Taken>| -> Vec<[f64; 6]> {
+        let figures = taken.iter().map(Taken::figures);
+        figures.inspect(|figures| say(&format!("{name}, {who}: {figures:.2?}"))).collect()
+    };
+    let vp = told("vp", coordinators(arguments).await?);
+    let mut rows = Vec::new();
+    for kind in [Kind::Etcd, Kind::SecureEtcd] {
+        let peer = told(kind.name(), leases::keep_alive(arguments, kind).await?);
+        // Targets are of vp alone, but for the last, which speaks of etcd as it comes.
+        let asked = |target| if kind == Kind::Etcd { target } else { Target::Shown };
+        let lines = [
+            row("acknowledged", "1/s", Better::Higher, Target::Shown),
+            row("p50", "ms", Better::Lower, Target::Shown),
+            row("p99", "ms", Better::Lower, asked(Target::AtMost(20.0))),
+            row("leader", "cores", Better::Lower, asked(Target::AtMost(1.0))),
+            row("all three", "cores", Better::Lower, Target::Shown),
+            row("renewals per core of the leader", "1/s", Better::Higher, asked(Target::RatioAtLeast(5.0))),
+        ];
+        for (at, row) in lines.into_iter().enumerate() {
+            let mut row = row.beside(kind.name());
+            let all = |taken: &[[f64; 6]]| taken.iter().map(|figures| figures[at]).collect();
+            (row.vp, row.peer) = (all(&vp), all(&peer));
+            rows.push(row);
         }
     }
-    Ok(rows.into())
+    Ok(rows)
 }
 
 async fn coordinators(arguments: &Arguments) -> anyhow::Result<Vec<Taken>> {

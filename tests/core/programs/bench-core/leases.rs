@@ -30,9 +30,9 @@ struct Kept {
     latencies_us: Mutex<Vec<u32>>,
 }
 
-pub async fn keep_alive(arguments: &Arguments) -> anyhow::Result<Vec<Taken>> {
+pub async fn keep_alive(arguments: &Arguments, kind: Kind) -> anyhow::Result<Vec<Taken>> {
     let folder = tempfile::Builder::new().prefix("a2-").tempdir_in(&arguments.folder)?;
-    let group = Group::start(Kind::Etcd, arguments.setting()?, folder.path()).await?;
+    let group = Group::start(kind, arguments.setting()?, folder.path()).await?;
     let leader = group.leader(Duration::from_secs(10)).await?;
     let mut channels = Vec::new();
     for _ in 0..arguments.agents {

@@ -1,4 +1,4 @@
-//! Measures the coordinators beside etcd and writes docs/benchmarks-core.md. Figures, not a test: it ends with 0 when all was measured.
+//! Measures the coordinators beside etcd and ZooKeeper and writes docs/benchmarks-core.md. Figures, not a test: it ends with 0 when all was measured.
 //!
 //! One piece alone: `--only a1,a4`. What was measured is kept (`--kept`), so that a piece measured again joins the other figures.
 
@@ -17,14 +17,18 @@ use clap::{Parser, ValueEnum};
 use vp_core_tests::figures::Row;
 use vp_core_tests::group::Setting;
 
+/// What the load costs is taken from those who are measured: they share its cores.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Words of the command.
 #[derive(Parser)]
-#[command(about = "Measures the coordinators beside etcd.")]
+#[command(about = "Measures the coordinators beside etcd and ZooKeeper.")]
 pub struct Arguments {
     /// Pieces to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Piece::ALL)]
     only: Vec<Piece>,
-    /// Times each figure is taken, vp and etcd in turn.
+    /// Times each figure is taken, vp and its peers in turn.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
     /// Length of one taking, seconds.
@@ -45,6 +49,9 @@ pub struct Arguments {
     /// The etcd program.
     #[arg(long)]
     etcd: PathBuf,
+    /// Folder of ZooKeeper's jars.
+    #[arg(long)]
+    zookeeper: PathBuf,
     /// Folder for disks: on the disk that is measured.
     #[arg(long)]
     folder: PathBuf,
@@ -88,8 +95,10 @@ impl Piece {
 impl Arguments {
     fn setting(&self) -> anyhow::Result<Setting> {
         let register_server = self.program("register-server")?;
-        ensure!(self.etcd.exists(), "{} is missing: make setup SETUP_FOR=bench-core", self.etcd.display());
-        Ok(Setting { register_server, etcd: self.etcd.clone(), arguments: Vec::new(), network: (110, 10) })
+        for peer in [&self.etcd, &self.zookeeper] {
+            ensure!(peer.exists(), "{} is missing: make setup SETUP_FOR=bench-core", peer.display());
+        }
+        Ok(Setting { register_server, etcd: self.etcd.clone(), zookeeper: self.zookeeper.clone(), arguments: Vec::new(), network: (110, 10) })
     }
 
     fn program(&self, name: &str) -> anyhow::Result<PathBuf> {

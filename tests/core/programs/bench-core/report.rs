@@ -58,7 +58,7 @@ fn machine() -> String {
 /// What the program has to say.
 pub fn page(kept: &BTreeMap<String, Taken>) -> String {
     let mut text = format!(
-        "# Benchmarks of the core\n\nWritten by `make bench-core`. Machine: {}. Clients, three members of each kind and their one disk share it; fsync is on everywhere; vp and etcd 3.6.8 (its defaults) take turns and are never loaded together. Median of the repeats, the worst one in parentheses.\n\n",
+        "# Benchmarks of the core\n\nWritten by `make bench-core`. Machine: {}. Clients, three members of each kind and their one disk share it; fsync is on everywhere; vp, etcd 3.6.8 and ZooKeeper 3.9 (their defaults; etcd also under TLS with certificates on both sides, as vp always is) take turns and are never loaded together. Median of the repeats, the worst one in parentheses.\n\n",
         machine()
     );
     let rows: Vec<Row> = kept.values().flat_map(|taken| taken.rows.iter().cloned()).collect();
