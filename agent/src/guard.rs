@@ -84,7 +84,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> GuardErro
 /// The system refused something; then the role does not run.
 pub fn run(order: &Order) -> Result<i32, GuardError> {
     crate::machine::outrank_roles();
-    let signals = block_signals()?;
+    let signals = block_endings()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(system("watch signals"))?;
     let _ = fs::remove_file(SOCKET);
     let socket = UnixDatagram::bind(SOCKET).map_err(system("bind its socket"))?;
@@ -97,19 +97,24 @@ pub fn run(order: &Order) -> Result<i32, GuardError> {
     let me = getpid();
     let family = Family { session: me.as_raw(), leader_start: stat(me.as_raw()).map_or(0, |stat| stat.start), mark: std::env::var(MARK).unwrap_or_default() };
     let mut deputy = deputy::start(&order.slot, &family)?;
-    let mut child = spawn(order, me)?;
-    let outcome = watch(order, &mut child, &mut deputy, &signals, &socket, &timer);
+    let mut spared = Some(deputy.id() as i32);
+    let mut child = None;
+    let outcome = spawn(order, me).and_then(|role| watch(order, child.insert(role), &mut deputy, &signals, &socket, &timer));
+    if matches!(outcome, Err(GuardError::Alone)) {
+        // Waited for: its number may be another's by now.
+        spared = None;
+    }
     // However it ended: nothing of the session outlives the guard. The deputy goes last, should the guard be killed while it kills.
-    while !family.kill_but(Some(deputy.id() as i32)) {}
+    family.extinguish(spared);
     let _ = deputy.kill();
     let _ = deputy.wait();
-    let _ = child.wait();
+    let _ = child.map(|mut child: Child| child.wait());
     let _ = fs::remove_file(SOCKET);
     outcome
 }
 
-/// Those that ask a process to end.
-fn block_signals() -> Result<SigSet, GuardError> {
+/// Blocks what asks a process to end, to be read instead.
+fn block_endings() -> Result<SigSet, GuardError> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
         signals.add(signal);

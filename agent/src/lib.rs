@@ -6,6 +6,7 @@
 //!                                                                                    │ shared
 //!  roles <── supervisor <── executor <── reconcile (pure) <── control (main thread) ─┘
 //!    ^ guard (a process of its own, one an exclusive slot: kills at the lease's end)
+//!    ^ deputy (another: kills at the guard's end)
 //! ```
 
 pub mod catalogue;

@@ -163,27 +163,28 @@ fn niceness(pid: i32) -> i32 {
 
 /// What the rights of this process do not allow is a wish: then the roles still say more for themselves.
 #[test]
-fn agent_and_guard_outrank_the_roles_in_memory_and_on_the_processor() {
+fn agent_guard_and_deputy_outrank_the_roles_in_memory_and_on_the_processor() {
     let quorum = quorum();
     let mut bed = Bed::new(&[("solid", SOLID), ("calm", &quorum)]);
     bed.want(vec![assignment("solid", 7, "exclusive"), assignment("calm", 8, "quorum")]);
     let (guard, calm) = (bed.reported("solid-1", Phase::Healthy).pid, bed.reported("calm-1", Phase::Healthy).pid);
     let solid = *bed.processes("solid-1", "while").iter().find(|pid| **pid != guard).unwrap();
+    let deputy = bed.processes("solid-1", "deputy")[0];
     let (agent, me) = (bed.agent_pid(), std::process::id() as i32);
 
     let spared = if may(me, CAP_SYS_RESOURCE) { -900 } else { oom_score(me) };
-    assert_eq!([agent, guard, solid, calm].map(oom_score), [spared, spared, 200, 200]);
+    assert_eq!([agent, guard, deputy, solid, calm].map(oom_score), [spared, spared, spared, 200, 200]);
     assert!(spared < 200, "{spared}");
 
     let own = niceness(me);
     let raised = if may(me, CAP_SYS_NICE) { 0 } else { own };
-    assert_eq!([agent, guard, solid, calm].map(niceness), [own, raised, 10, 10]);
+    assert_eq!([agent, guard, deputy, solid, calm].map(niceness), [own, raised, raised, 10, 10]);
 
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
     let unlimited = limits.lines().any(|line| line.starts_with("Max locked memory") && line.contains("unlimited  "));
-    let locks = [agent, guard].map(|pid| status(pid, "VmLck") != "0 kB");
+    let locks = [agent, guard, deputy].map(|pid| status(pid, "VmLck") != "0 kB");
     println!("may raise limits: {}, memory locked: {locks:?}", may(me, CAP_SYS_RESOURCE));
-    assert_eq!(locks, [unlimited || may(me, CAP_SYS_RESOURCE); 2]);
+    assert_eq!(locks, [unlimited || may(me, CAP_SYS_RESOURCE); 3]);
 }
 
 #[test]
@@ -249,6 +250,27 @@ fn the_role_dies_with_its_guards_deputy_and_is_started_again() {
     bed.within(Duration::from_secs(2), "all died with the deputy", || all.iter().all(|pid| !alive(*pid)).then_some(()));
     bed.eventually("it runs again under another guard", || {
         bed.script.observation("solid-1").filter(|o| o.phase() == Phase::Healthy && o.pid != guard && o.restarts == 1)
+    });
+}
+
+/// A role may signal its whole group, itself in it.
+#[test]
+fn a_group_that_is_killed_as_one_leaves_nobody() {
+    let (bed, guard) = exclusive_running();
+    signal(bed.agent_pid(), Signal::SIGSTOP);
+    signal(-guard, Signal::SIGKILL);
+    bed.within(Duration::from_secs(1), "all died with their group", || bed.processes("solid-1", "").is_empty().then_some(()));
+    signal(bed.agent_pid(), Signal::SIGCONT);
+    bed.reported("solid-1", Phase::Healthy);
+}
+
+#[test]
+fn an_exclusive_role_whose_program_is_missing_leaves_no_deputy() {
+    let mut bed = Bed::new(&[("solid", &SOLID.replace("command: [sh", "command: [no-such-program"))]);
+    bed.want(vec![assignment("solid", 7, "exclusive")]);
+    bed.eventually("it failed and left nobody", || {
+        let failed = bed.script.observation("solid-1").filter(|o| o.restarts > 0);
+        failed.filter(|_| bed.processes("solid-1", "").is_empty())
     });
 }
 

@@ -94,7 +94,7 @@ fn the_last_segment_missing_is_named() {
     assert_eq!(open().unwrap(), 100, "put back");
 }
 
-/// A write then changes no file's length: its fdatasync waits for data alone, and a full disk is met where a segment begins.
+/// A write then changes no file's length, and a full disk is met where a segment begins, not in the midst of it.
 #[test]
 fn a_segment_has_all_its_room_before_anything_is_written_into_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -72,8 +72,15 @@ impl Family {
         self.kill_but(None)
     }
 
-    /// As [`Family::kill`], but for one.
-    pub fn kill_but(&self, spared: Option<i32>) -> bool {
+    /// Kills until no member is left but the spared one.
+    pub fn extinguish(&self, spared: Option<i32>) {
+        while !self.kill_but(spared) {
+            // What does not die at once waits for a disk: asked again, but not without a pause.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn kill_but(&self, spared: Option<i32>) -> bool {
         let end = |pids: Vec<i32>| {
             for pid in pids {
                 // Gone already is what is wanted.

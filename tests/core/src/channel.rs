@@ -1,5 +1,5 @@
 //! How every client here reaches a server: the one place that knows about transport security, keep-alive and source addresses. Everything of ours is reached
-//! over TLS, under whose certificate the caller says; etcd in the clear, as its benchmarks have it.
+//! over TLS, under whose certificate the caller says; a peer as its group says.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -52,8 +52,10 @@ pub struct Row {
     /// One value a repeat.
     pub vp: Vec<f64>,
     /// Who was measured beside it; empty: nobody.
+    #[serde(default)]
     pub beside: String,
     /// Its values.
+    #[serde(alias = "etcd")]
     pub peer: Vec<f64>,
 }
 

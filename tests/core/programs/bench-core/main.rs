@@ -9,7 +9,6 @@ mod planner;
 mod report;
 mod writes;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
@@ -118,8 +117,7 @@ fn say(text: &str) {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     std::fs::create_dir_all(&arguments.folder)?;
-    let mut kept: BTreeMap<String, report::Taken> =
-        std::fs::read(&arguments.kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let mut kept = report::kept(&arguments.kept)?;
     for piece in &arguments.only {
         say(&format!("{} begins, load {}", piece.id(), report::load()));
         let loaded = report::load();

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use vp_core_tests::figures::{Row, table};
 
@@ -20,6 +22,18 @@ pub struct Taken {
     pub repeats: usize,
     pub note: String,
     pub rows: Vec<Row>,
+}
+
+/// What earlier calls have kept, by piece; nothing before the first.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub fn kept(path: &Path) -> anyhow::Result<BTreeMap<String, Taken>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is not what this program keeps; move it away to measure anew", path.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 /// The machine's load average over a minute.

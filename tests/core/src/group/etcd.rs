@@ -2,7 +2,7 @@
 //! certificate.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ impl Certificates {
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = parameters.self_signed(&root_key)?;
         let mut own = CertificateParams::default();
-        own.subject_alt_names = addresses.map(SanType::IpAddress).collect();
+        // The loopback's own address too: that is where a member's connection comes from, and etcd holds its certificate against that.
+        own.subject_alt_names = addresses.chain([IpAddr::V4(Ipv4Addr::LOCALHOST)]).map(SanType::IpAddress).collect();
         let own = own.signed_by(&key, &Issuer::new(parameters, root_key))?;
         let file = |name: &str, text: String| {
             let path = folder.join(name);
