@@ -1,16 +1,16 @@
-//! Members that the test turns by hand: what is sent when in rounds of reads, how old a copy says it may be, what a proposer is told when
+//! Members that the test turns by hand: what is sent when in rounds of reads and in batches of proposals, how old a copy says it may be, what a proposer is told when
 //! the lead is lost, and who does not stand.
 #![allow(clippy::unwrap_used, reason = "a test's unwrap is its assertion, in its helpers too")]
 mod ledger;
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures::FutureExt;
-use ledger::{Ledger, config, identity};
+use ledger::{Ledger, command, config, identity};
 use raft::eraftpb::{Message, MessageType};
-use vp_coordinator::raft::{Outbox, ProposeError, RaftHandle, Role, Task, open};
+use vp_coordinator::raft::{Applied, Outbox, ProposeError, RaftHandle, Role, Task, open};
 use vp_coordinator::storage::{DiskStore, StoreOptions};
 
 #[derive(Clone, Default)]
@@ -129,6 +129,71 @@ async fn a_read_that_is_refused_in_the_turn_in_which_its_member_wins_spoils_none
     members[0].turn(false);
     while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
     assert!(matches!((&mut read).now_or_never(), Some(Ok(_))));
+}
+
+/// How many entries its messages to the second carry.
+fn appended(member: &Member) -> (usize, Vec<Message>) {
+    let messages = member.take(2);
+    (messages.iter().map(|message| message.entries.len()).sum(), messages)
+}
+
+fn propose(leader: &RaftHandle, number: u64) -> Pin<Box<impl Future<Output = Result<Applied, ProposeError>> + use<>>> {
+    let leader = leader.clone();
+    let mut proposal = Box::pin(async move { leader.propose(command(number, 10)).await });
+    assert!((&mut proposal).now_or_never().is_none());
+    proposal
+}
+
+#[tokio::test]
+async fn what_is_proposed_beside_a_young_batch_goes_together_when_that_ends_or_is_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = three(folder.path());
+    let leader = members[0].handle.clone();
+    members[0].task.hold_batches(true);
+    let first = propose(&leader, 1);
+    members[0].turn(false);
+    let (count, batch) = appended(&members[0]);
+    assert_eq!(count, 1, "nothing is under way: it goes at once");
+    let mut beside: Vec<_> = (2..=40).map(|number| propose(&leader, number)).collect();
+    members[0].turn(false);
+    assert_eq!(appended(&members[0]).0, 0, "they wait for it");
+    batch.into_iter().for_each(|message| step(&mut members[1], message));
+    assert!(deliver(&mut members, 1, 0) > 0);
+    assert!(matches!(first.now_or_never(), Some(Ok(_))));
+    let (count, _) = appended(&members[0]);
+    assert_eq!(count, 39, "its end is their beginning");
+    // That batch is lost on its way; a third waits for it until it is old.
+    beside.push(propose(&leader, 41));
+    members[0].turn(false);
+    assert_eq!(appended(&members[0]).0, 0);
+    members[0].task.hold_batches(false);
+    members[0].turn(false);
+    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    assert!(beside.into_iter().all(|proposal| matches!(proposal.now_or_never(), Some(Ok(_)))));
+}
+
+#[tokio::test]
+async fn what_was_gathered_when_the_lead_is_lost_is_not_in_the_log_and_its_proposers_are_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = three(folder.path());
+    let leader = members[0].handle.clone();
+    members[0].task.hold_batches(true);
+    let under_way = propose(&leader, 1);
+    members[0].turn(false);
+    assert_eq!(appended(&members[0]).0, 1);
+    let last = members[0].task.node().raw().raft.raft_log.last_index();
+    let gathered = propose(&leader, 2);
+    step(&mut members[0], heartbeat(2, 1, leader.status().term + 1, 0));
+    assert!(matches!(under_way.now_or_never(), Some(Err(ProposeError::UnknownOutcome))));
+    assert!(matches!(gathered.now_or_never(), Some(Err(ProposeError::NotLeader { hint: Some(2) }))));
+    assert_eq!(members[0].task.node().raw().raft.raft_log.last_index(), last);
+    assert_eq!(appended(&members[0]).0, 0, "nor was it passed on");
+}
+
+/// One message, taken and turned.
+fn step(member: &mut Member, message: Message) {
+    member.handle.step(message);
+    member.turn(false);
 }
 
 fn heartbeat(from: u64, to: u64, term: u64, commit: u64) -> Message {
