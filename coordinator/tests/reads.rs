@@ -174,20 +174,24 @@ async fn what_is_proposed_beside_a_young_batch_goes_together_when_that_ends_or_i
 
 #[tokio::test]
 async fn what_was_gathered_when_the_lead_is_lost_is_not_in_the_log_and_its_proposers_are_told_so() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut members = three(folder.path());
-    let leader = members[0].handle.clone();
-    members[0].task.hold_batches(true);
-    let under_way = propose(&leader, 1);
-    members[0].turn(false);
-    assert_eq!(appended(&members[0]).0, 1);
-    let last = members[0].task.node().raw().raft.raft_log.last_index();
-    let gathered = propose(&leader, 2);
-    step(&mut members[0], heartbeat(2, 1, leader.status().term + 1, 0));
-    assert!(matches!(under_way.now_or_never(), Some(Err(ProposeError::UnknownOutcome))));
-    assert!(matches!(gathered.now_or_never(), Some(Err(ProposeError::NotLeader { hint: Some(2) }))));
-    assert_eq!(members[0].task.node().raw().raft.raft_log.last_index(), last);
-    assert_eq!(appended(&members[0]).0, 0, "nor was it passed on");
+    for still_held in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut members = three(folder.path());
+        let leader = members[0].handle.clone();
+        members[0].task.hold_batches(true);
+        let under_way = propose(&leader, 1);
+        members[0].turn(false);
+        assert_eq!(appended(&members[0]).0, 1);
+        let last = members[0].task.node().raw().raft.raft_log.last_index();
+        let gathered = propose(&leader, 2);
+        members[0].turn(false);
+        members[0].task.hold_batches(still_held);
+        step(&mut members[0], heartbeat(2, 1, leader.status().term + 1, 0));
+        assert!(matches!(under_way.now_or_never(), Some(Err(ProposeError::UnknownOutcome))));
+        assert!(matches!(gathered.now_or_never(), Some(Err(ProposeError::NotLeader { hint: Some(2) }))));
+        assert_eq!(members[0].task.node().raw().raft.raft_log.last_index(), last);
+        assert_eq!(appended(&members[0]).0, 0, "nor was it passed on");
+    }
 }
 
 /// One message, taken and turned.
