@@ -5,12 +5,12 @@ mod ledger;
 
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use ledger::{Ledger, command, config, identity};
 use raft::eraftpb::{Message, MessageType};
-use vp_coordinator::raft::{Applied, Outbox, ProposeError, RaftHandle, Role, Task, open};
+use vp_coordinator::raft::{Applied, Config, Outbox, ProposeError, RaftHandle, Role, Task, open, start};
 use vp_coordinator::storage::{DiskStore, StoreOptions};
 
 #[derive(Clone, Default)]
@@ -170,6 +170,40 @@ async fn what_is_proposed_beside_a_young_batch_goes_together_when_that_ends_or_i
     members[0].turn(false);
     while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
     assert!(beside.into_iter().all(|proposal| matches!(proposal.now_or_never(), Some(Ok(_)))));
+}
+
+/// By the thread's own clock, whose ticks are an hour apart here.
+#[tokio::test]
+async fn a_batch_that_does_not_end_holds_the_next_for_its_pace_and_not_until_a_tick() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Config { tick: Duration::from_secs(3600), ..config(1, &[1, 2, 3]) };
+    let node = open(&folder.path().join("1"), &identity(1), StoreOptions::default(), settings, Ledger::default()).unwrap();
+    let sent = Sent::default();
+    let (leader, ended) = start(node, sent.clone());
+    let ended = tokio::spawn(ended);
+    let said = |to: u64| sent.0.lock().unwrap().drain(..).filter(|message| message.to == to).collect::<Vec<_>>();
+    let begun = Instant::now();
+    let looked = async || {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    let mut second = Member::new(2, &[1, 2, 3], folder.path());
+    leader.stand();
+    while !leader.status().leads() {
+        said(2).into_iter().for_each(|message| step(&mut second, message));
+        second.take(1).into_iter().for_each(|message| drop(leader.step(message)));
+        looked().await;
+    }
+    // From here on nobody answers.
+    let mut under_way = Vec::new();
+    for number in 1..=2 {
+        under_way.push(propose(&leader, number));
+        while said(2).iter().all(|message| message.entries.is_empty()) {
+            looked().await;
+        }
+    }
+    leader.stop();
+    ended.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ where
 const ROUND_PACE: Duration = Duration::from_millis(4);
 
 /// Least time from the beginning of a batch of proposals to that of the next while one is under way; what comes in meanwhile goes together (the idea of
-/// Nagle, RFC 896, for a log). Each batch costs every member a sync and a message; without a pace, sixty-four clients made batches of two.
+/// Nagle, RFC 896, for a log), and shares syncs.
 const BATCH_PACE: Duration = Duration::from_millis(2);
 
 type Reads = Vec<oneshot::Sender<Confirmed>>;
