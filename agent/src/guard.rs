@@ -97,15 +97,10 @@ pub fn run(order: &Order) -> Result<i32, GuardError> {
     let me = getpid();
     let family = Family { session: me.as_raw(), leader_start: stat(me.as_raw()).map_or(0, |stat| stat.start), mark: std::env::var(MARK).unwrap_or_default() };
     let mut deputy = deputy::start(&order.slot, &family)?;
-    let mut spared = Some(deputy.id() as i32);
     let mut child = None;
-    let outcome = spawn(order, me).and_then(|role| watch(order, child.insert(role), &mut deputy, &signals, &socket, &timer));
-    if matches!(outcome, Err(GuardError::Alone)) {
-        // Waited for: its number may be another's by now.
-        spared = None;
-    }
+    let outcome = spawn(order, me).and_then(|role| watch(order, child.insert(role), &deputy, &signals, &socket, &timer));
     // However it ended: nothing of the session outlives the guard. The deputy goes last, should the guard be killed while it kills.
-    family.extinguish(spared);
+    family.extinguish(Some(deputy.id() as i32));
     let _ = deputy.kill();
     let _ = deputy.wait();
     let _ = child.map(|mut child: Child| child.wait());
@@ -146,7 +141,7 @@ fn spawn(order: &Order, me: Pid) -> Result<Child, GuardError> {
     Ok(child)
 }
 
-fn watch(order: &Order, child: &mut Child, deputy: &mut Child, signals: &SignalFd, socket: &UnixDatagram, timer: &TimerFd) -> Result<i32, GuardError> {
+fn watch(order: &Order, child: &mut Child, deputy: &Child, signals: &SignalFd, socket: &UnixDatagram, timer: &TimerFd) -> Result<i32, GuardError> {
     let pid = Pid::from_raw(child.id() as i32);
     let role = pidfd(pid.as_raw()).map_err(system("watch the role"))?;
     let beside = pidfd(deputy.id() as i32).map_err(system("watch its deputy"))?;
@@ -157,6 +152,8 @@ fn watch(order: &Order, child: &mut Child, deputy: &mut Child, signals: &SignalF
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(GuardError::System("wait", error.into())),
         }
+        // Seen and not waited for: its number stays its own.
+        let alone = fds[4].any() == Some(true);
         // Renewals first: one that lies in the socket counts, however late we were woken, if it is still ahead of us.
         while let Some(renewed) = receive(socket, order.generation) {
             if extends(deadline, renewed, Instant::now()) {
@@ -175,7 +172,7 @@ fn watch(order: &Order, child: &mut Child, deputy: &mut Child, signals: &SignalF
         if let Some(status) = child.try_wait().map_err(system("wait for the role"))? {
             return Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
         }
-        if deputy.try_wait().map_err(system("wait for its deputy"))?.is_some() {
+        if alone {
             return Err(GuardError::Alone);
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use ledger::{Ledger, command, config, identity};
 use raft::eraftpb::{Message, MessageType};
-use vp_coordinator::raft::{Applied, Config, Outbox, ProposeError, RaftHandle, Role, Task, open, start};
+use vp_coordinator::raft::{Applied, Config, Node, Outbox, ProposeError, RaftHandle, Role, Task, open, start};
 use vp_coordinator::storage::{DiskStore, StoreOptions};
 
 #[derive(Clone, Default)]
@@ -23,6 +23,18 @@ impl Outbox for Sent {
     }
 }
 
+impl Sent {
+    /// What was said to `to`; what was said to others is lost.
+    fn take(&self, to: u64) -> Vec<Message> {
+        self.0.lock().unwrap().drain(..).filter(|message| message.to == to).collect()
+    }
+}
+
+/// A member's own folder lies in `folder`.
+fn opened(config: Config, folder: &std::path::Path) -> Node<DiskStore, Ledger> {
+    open(&folder.join(config.id.to_string()), &identity(config.id), StoreOptions::default(), config, Ledger::default()).unwrap()
+}
+
 struct Member {
     handle: RaftHandle,
     task: Task<DiskStore, Ledger, Sent>,
@@ -31,10 +43,8 @@ struct Member {
 
 impl Member {
     fn new(id: u64, voters: &[u64], folder: &std::path::Path) -> Self {
-        let config = config(id, voters);
-        let node = open(&folder.join(id.to_string()), &identity(id), StoreOptions::default(), config, Ledger::default()).unwrap();
         let sent = Sent::default();
-        let (handle, task) = Task::new(node, sent.clone());
+        let (handle, task) = Task::new(opened(config(id, voters), folder), sent.clone());
         Self { handle, task, sent }
     }
 
@@ -44,7 +54,7 @@ impl Member {
 
     /// What it has to say to `to`; what it says to others is lost.
     fn take(&self, to: u64) -> Vec<Message> {
-        self.sent.0.lock().unwrap().drain(..).filter(|message| message.to == to).collect()
+        self.sent.take(to)
     }
 }
 
@@ -58,6 +68,11 @@ fn deliver(members: &mut [Member], from: usize, to: usize) -> usize {
     messages.len()
 }
 
+/// The first two talk until neither has anything to say.
+fn settle(members: &mut [Member]) {
+    while deliver(members, 0, 1) + deliver(members, 1, 0) > 0 {}
+}
+
 /// Three members of whom the first leads.
 fn three(folder: &std::path::Path) -> Vec<Member> {
     let mut members: Vec<_> = (1..=3).map(|id| Member::new(id, &[1, 2, 3], folder)).collect();
@@ -67,7 +82,7 @@ fn three(folder: &std::path::Path) -> Vec<Member> {
         deliver(&mut members, 0, 1);
         deliver(&mut members, 1, 0);
     }
-    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    settle(&mut members);
     members
 }
 
@@ -122,12 +137,12 @@ async fn a_read_that_is_refused_in_the_turn_in_which_its_member_wins_spoils_none
         asked.push(read);
         deliver(&mut members, 1, 0);
     }
-    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    settle(&mut members);
     assert!(asked.iter_mut().any(|read| matches!(read.now_or_never(), Some(Err(_)))), "one was refused");
     let mut read = pin!(one.read_index());
     assert!((&mut read).now_or_never().is_none());
     members[0].turn(false);
-    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    settle(&mut members);
     assert!(matches!((&mut read).now_or_never(), Some(Ok(_))));
 }
 
@@ -168,7 +183,7 @@ async fn what_is_proposed_beside_a_young_batch_goes_together_when_that_ends_or_i
     assert_eq!(appended(&members[0]).0, 0);
     members[0].task.hold_batches(false);
     members[0].turn(false);
-    while deliver(&mut members, 0, 1) + deliver(&mut members, 1, 0) > 0 {}
+    settle(&mut members);
     assert!(beside.into_iter().all(|proposal| matches!(proposal.now_or_never(), Some(Ok(_)))));
 }
 
@@ -177,11 +192,9 @@ async fn what_is_proposed_beside_a_young_batch_goes_together_when_that_ends_or_i
 async fn a_batch_that_does_not_end_holds_the_next_for_its_pace_and_not_until_a_tick() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Config { tick: Duration::from_secs(3600), ..config(1, &[1, 2, 3]) };
-    let node = open(&folder.path().join("1"), &identity(1), StoreOptions::default(), settings, Ledger::default()).unwrap();
     let sent = Sent::default();
-    let (leader, ended) = start(node, sent.clone());
+    let (leader, ended) = start(opened(settings, folder.path()), sent.clone());
     let ended = tokio::spawn(ended);
-    let said = |to: u64| sent.0.lock().unwrap().drain(..).filter(|message| message.to == to).collect::<Vec<_>>();
     let begun = Instant::now();
     let looked = async || {
         assert!(begun.elapsed() < Duration::from_secs(60));
@@ -190,7 +203,7 @@ async fn a_batch_that_does_not_end_holds_the_next_for_its_pace_and_not_until_a_t
     let mut second = Member::new(2, &[1, 2, 3], folder.path());
     leader.stand();
     while !leader.status().leads() {
-        said(2).into_iter().for_each(|message| step(&mut second, message));
+        sent.take(2).into_iter().for_each(|message| step(&mut second, message));
         assert!(second.take(1).into_iter().all(|message| leader.step(message)));
         looked().await;
     }
@@ -198,7 +211,7 @@ async fn a_batch_that_does_not_end_holds_the_next_for_its_pace_and_not_until_a_t
     let mut under_way = Vec::new();
     for number in 1..=30 {
         under_way.push(propose(&leader, number));
-        while said(2).iter().all(|message| message.entries.is_empty()) {
+        while sent.take(2).iter().all(|message| message.entries.is_empty()) {
             looked().await;
         }
     }

@@ -257,12 +257,8 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     /// Puts what was gathered into the log, unless it is to wait for the batch under way. True: it did.
     fn begin_batch(&mut self) -> bool {
         let waits = self.batches_held && !self.proposals.is_empty() && self.gathered.len() < QUEUE;
-        if self.gathered.is_empty() || waits {
-            return false;
-        }
-        if !self.node.leads() {
-            // Lost since they came in; a follower would pass them on.
-            self.turn_away();
+        // The lead may be lost since they came in: then they are turned away, once the term is on disk.
+        if self.gathered.is_empty() || waits || !self.node.leads() {
             return false;
         }
         self.batch += 1;
@@ -272,14 +268,6 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
             self.remember(proposed, reply);
         }
         true
-    }
-
-    /// What is not in the log has no effect.
-    fn turn_away(&mut self) {
-        let hint = self.hint();
-        for (_, caller) in std::mem::take(&mut self.gathered) {
-            let _ = caller.send(Err(ProposeError::NotLeader { hint }));
-        }
     }
 
     fn remember(&mut self, proposed: raft::Result<(u64, u64)>, reply: Answer) {
@@ -323,14 +311,15 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
     }
 
     fn drive(&mut self) -> Result<(), NodeError> {
-        let mut begun = true;
         self.begin_reads();
         self.begin_batch();
-        while begun {
+        loop {
             let progress = self.node.drive(&mut self.outbox)?;
             self.answer(progress);
             // The end of a round or batch may be the beginning of the next, which must not wait for something else to happen.
-            begun = self.begin_reads() | self.begin_batch();
+            if !(self.begin_reads() | self.begin_batch()) {
+                break;
+            }
         }
         self.publish();
         Ok(())
@@ -361,7 +350,10 @@ impl<S: Store, M: Machine, O: Outbox> Task<S, M, O> {
                 let _ = caller.send(Err(ProposeError::UnknownOutcome));
             }
             let hint = self.hint();
-            self.turn_away();
+            // What is not in the log has no effect.
+            for (_, caller) in std::mem::take(&mut self.gathered) {
+                let _ = caller.send(Err(ProposeError::NotLeader { hint }));
+            }
             let rounds = std::mem::take(&mut self.rounds).into_values().flatten();
             let confirmed = std::mem::take(&mut self.confirmed).into_iter().flat_map(|c| c.1);
             let waiting = self.close_round();

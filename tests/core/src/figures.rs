@@ -97,6 +97,15 @@ impl Row {
     }
 }
 
+/// Rows that share their takings: each taking has a figure for every row, in their order.
+pub fn filled<const ROWS: usize>(mut rows: [Row; ROWS], vp: &[[f64; ROWS]], peer: &[[f64; ROWS]]) -> [Row; ROWS] {
+    for (at, row) in rows.iter_mut().enumerate() {
+        row.vp = vp.iter().map(|figures| figures[at]).collect();
+        row.peer = peer.iter().map(|figures| figures[at]).collect();
+    }
+    rows
+}
+
 /// Few digits, as people read them.
 fn number(value: f64) -> String {
     match value.abs() {

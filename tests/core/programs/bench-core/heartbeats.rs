@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use vp_core_tests::coordinators::{Coordinators, Wanted};
-use vp_core_tests::figures::{Better, Row, Target, quantile};
+use vp_core_tests::figures::{Better, Row, Target, filled, quantile};
 use vp_core_tests::group::Kind;
 use vp_core_tests::region::Region;
 use vp_core_tests::sessions::{self, Tally};
@@ -66,12 +66,7 @@ pub async fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
             row("all three", "cores", Better::Lower, Target::Shown),
             row("renewals per core of the leader", "1/s", Better::Higher, asked(Target::RatioAtLeast(5.0))),
         ];
-        for (at, row) in lines.into_iter().enumerate() {
-            let mut row = row.beside(kind.name());
-            let all = |taken: &[[f64; 6]]| taken.iter().map(|figures| figures[at]).collect();
-            (row.vp, row.peer) = (all(&vp), all(&peer));
-            rows.push(row);
-        }
+        rows.extend(filled(lines.map(|row| row.beside(kind.name())), &vp, &peer));
     }
     Ok(rows)
 }

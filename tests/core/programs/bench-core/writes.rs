@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vp_core_tests::figures::{Better, Row, Target, quantile};
+use vp_core_tests::figures::{Better, Row, Target, filled, quantile};
 use vp_core_tests::group::{Group, Kind};
 use vp_core_tests::load::{self, Load};
 
@@ -31,11 +31,7 @@ pub async fn measure(arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
             }
         }
         for (peer, of_peer) in groups.iter().zip(&taken).skip(1) {
-            for (at, mut row) in lines(&name, peer.kind(), clients).into_iter().enumerate() {
-                let all = |taken: &[[f64; 4]]| taken.iter().map(|figures| figures[at]).collect();
-                (row.vp, row.peer) = (all(&taken[0]), all(of_peer));
-                rows.push(row);
-            }
+            rows.extend(filled(lines(&name, peer.kind(), clients), &taken[0], of_peer));
         }
     }
     Ok(rows)
